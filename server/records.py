@@ -1,0 +1,174 @@
+"""The run database: a run is a folder, and everything that happened in it is in one SQLite file.
+
+    runs/<name>/
+    ├── experiment.toml       the exact experiment
+    ├── run.sqlite            tables runs, rounds, clients, evaluations
+    ├── checkpoints/          the server's state after the last committed rounds
+    ├── report.html, *.png    written when the run ends
+
+A round is one transaction. Its checkpoint is on disk before the transaction commits, so the database alone says how far
+a run got: whatever a killed process left beyond the last committed round is overwritten by the resumed one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+DATABASE, EXPERIMENT, CHECKPOINTS = "run.sqlite", "experiment.toml", "checkpoints"
+
+# Bytes are payload bytes (Flower's own count over all records of a message); wire_* is the message content as Flower
+# serialises it. Times are seconds of this machine and the only columns in which two equal runs may differ.
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    name TEXT PRIMARY KEY, version TEXT, created TEXT, finished TEXT, status TEXT, experiment TEXT, environment TEXT
+);
+CREATE TABLE IF NOT EXISTS rounds (
+    round INTEGER PRIMARY KEY, learning_rate REAL, accuracy REAL, loss REAL, client_accuracy REAL, client_loss REAL,
+    train_loss REAL, clients INTEGER, failed INTEGER,
+    bytes_down INTEGER, bytes_up INTEGER, wire_down INTEGER, wire_up INTEGER, flops INTEGER,
+    seconds REAL, model_sha256 TEXT, scalars BLOB
+);
+CREATE TABLE IF NOT EXISTS clients (
+    round INTEGER, client INTEGER, rule TEXT, status TEXT, reason TEXT, samples INTEGER, steps INTEGER, batch INTEGER,
+    loss REAL, accuracy_before REAL, accuracy_after REAL, peak_bytes INTEGER, base_bytes INTEGER, flops INTEGER,
+    bytes_down INTEGER, bytes_up INTEGER, wire_down INTEGER, wire_up INTEGER, seconds REAL,
+    PRIMARY KEY (round, client)
+);
+CREATE TABLE IF NOT EXISTS evaluations (
+    round INTEGER, client INTEGER, status TEXT, samples INTEGER, loss REAL, accuracy REAL,
+    bytes_down INTEGER, bytes_up INTEGER, PRIMARY KEY (round, client)
+);
+"""
+TIMES = {"rounds": ("seconds",), "clients": ("seconds",)}  # columns that are not a function of the experiment
+
+
+def _insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
+    columns = ", ".join(row)
+    marks = ", ".join("?" * len(row))
+    db.execute(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))
+
+
+class Records:
+    """The writing end of one run's database.
+
+    Args:
+        folder: the run's folder; created if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        self.db = sqlite3.connect(folder / DATABASE, isolation_level=None)
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=FULL")
+        self.db.executescript(SCHEMA)
+
+    def start(self, name: str, experiment: str, version: str, environment: Mapping[str, str]) -> None:
+        """Write the run's one row; `experiment` is its TOML, `environment` the versions it ran under."""
+        row = {"name": name, "version": version, "created": _now(), "status": "running", "experiment": experiment}
+        _insert(self.db, "runs", row | {"environment": json.dumps(dict(environment))})
+
+    def finish(self, status: str = "finished") -> None:
+        """Mark the run `finished` or `failed`."""
+        self.db.execute("UPDATE runs SET status = ?, finished = ?", (status, _now()))
+
+    def last_round(self) -> int:
+        """Return the last committed round (0 is the initial model), or -1 if there is none."""
+        return self.db.execute("SELECT COALESCE(MAX(round), -1) FROM rounds").fetchone()[0]
+
+    def status(self) -> str | None:
+        """Return the run's status, or None if the run was never started."""
+        row = self.db.execute("SELECT status FROM runs").fetchone()
+        return row[0] if row else None
+
+    def checkpoint_path(self, server_round: int) -> Path:
+        """Return the file that holds the server's state after `server_round`."""
+        return self.folder / CHECKPOINTS / f"round-{server_round:06d}.pkl"
+
+    def commit_round(
+        self,
+        row: Mapping[str, Any],
+        clients: Iterable[Mapping[str, Any]],
+        evaluations: Iterable[Mapping[str, Any]],
+        checkpoint: bytes,
+    ) -> None:
+        """Write one round: its checkpoint first, then all of its rows in one transaction."""
+        server_round = row["round"]
+        write_atomically(self.checkpoint_path(server_round), checkpoint)
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            _insert(self.db, "rounds", row)
+            for client in clients:
+                _insert(self.db, "clients", {"round": server_round} | dict(client))
+            for evaluation in evaluations:
+                _insert(self.db, "evaluations", {"round": server_round} | dict(evaluation))
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+        for old in (self.folder / CHECKPOINTS).iterdir():
+            if old != self.checkpoint_path(server_round):
+                old.unlink()
+
+    def scalars(self) -> list[tuple[int, bytes]]:
+        """Return (round, averaged scalars as little-endian float32) of every committed round that has any."""
+        query = "SELECT round, scalars FROM rounds WHERE scalars IS NOT NULL ORDER BY round"
+        return self.db.execute(query).fetchall()
+
+    def close(self) -> None:
+        """Close the database."""
+        self.db.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """The reading end: a run's tables as data frames, whatever state the run is in."""
+
+    folder: Path
+    info: dict[str, Any]  # the row of table runs
+    rounds: pd.DataFrame
+    clients: pd.DataFrame
+    evaluations: pd.DataFrame
+
+
+def read_run(folder: Path) -> Run:
+    """Read the run in `folder`.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run.
+    """
+    if not (folder / DATABASE).is_file():
+        raise FileNotFoundError(f"{folder} holds no run (no {DATABASE} in it)")
+    db = sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True)
+    try:
+        tables = {
+            name: pd.read_sql(f"SELECT * FROM {name} ORDER BY round{key}", db)
+            for name, key in {"rounds": "", "clients": ", client", "evaluations": ", client"}.items()
+        }
+        runs = pd.read_sql("SELECT * FROM runs", db).to_dict("records")
+    finally:
+        db.close()
+    return Run(folder, runs[0] if runs else {}, **tables)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a crash leaves either the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
