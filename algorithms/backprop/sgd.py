@@ -1,0 +1,47 @@
+"""Backpropagation of the cross-entropy: the reference every other rule is measured against.
+
+    w ← w − η ∂CE(f(x; w), y) / ∂w      (Rumelhart, Hinton & Williams 1986)
+
+The optimizer is plain SGD unless told otherwise. During a step the activations of all blocks and one gradient per
+parameter are alive together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.func import grad
+
+from ..network import Network
+from ..rule import Batch, GradientRule, State, Stats, cross_entropy
+
+
+@dataclass(frozen=True)
+class Backprop(GradientRule):
+    """Gradient descent on the cross-entropy of the whole network.
+
+    Stores during a step: every activation, one gradient per parameter.
+    """
+
+    name: ClassVar[str] = "backprop"
+    family: ClassVar[str] = "backprop"
+    paper: ClassVar[str] = "Rumelhart, Hinton & Williams, Nature 323, 1986"
+    autograd: ClassVar[str] = "whole network"
+
+    def init(self, net: Network, seed: int) -> State:
+        """Return the network's own initial weights."""
+        params = net.init(seed)
+        return State(params, {}, self.slots(params))
+
+    def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
+        """Descend the gradient of the weighted mean cross-entropy."""
+        objective = lambda params: cross_entropy(net.forward(params, batch.x), batch)  # noqa: E731
+        grads, stats = grad(objective, has_aux=True)(state.params)
+        self.update(state, grads, lr)
+        return stats
+
+    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
+        """Return the network's output (B, classes)."""
+        return net.forward(state.params, x)

@@ -1,0 +1,181 @@
+"""Forward-Forward: each layer learns to be active for true labels and quiet for false ones.
+
+G. Hinton, "The Forward-Forward Algorithm: Some Preliminary Investigations", arXiv 2212.13345, 2022, with the settings
+of the public PyTorch version that reaches the paper's error (loeweX/Forward-Forward). The label is written one-hot
+into the first C inputs. Layer l of n_l units sees length-normalised input x̂ and has
+
+    z = W x̂ + b      a = ReLU(z)      goodness G = Σ_j a_j²      p = σ(G − n_l)      (threshold: the width)
+    L = BCE(p, s) + λ mean_j (mean(m) − m_j)²,      s = 1 for the true label, 0 for a wrong one
+    da = 2 (p − s) a / N + λ (2/n_l) (1 − μ) (m − mean(m)) / B      (the second term for true labels only)
+
+where m_j ← μ m_j + (1 − μ) mean_B a_j is a running mean of each unit's activity on true labels. The gradient passes
+the ReLU unchanged, which matters to the second term alone: it wakes units that are always off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, softplus
+
+from ..network import Network
+from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error
+from ..seeds import Place, Purpose, generator
+
+PEER_MOMENTUM, PEER_START = 0.9, 0.5
+
+
+@dataclass(frozen=True)
+class ForwardForward(GradientRule):
+    """Layer-local contrast of goodness between right and wrong labels.
+
+    Stores during a step: one layer's input and output for true and wrong labels together (2B rows), and that layer's
+    gradients. No graph where the block is linear with an activation; elsewhere a graph inside the block alone, and
+    there the gradient does not pass a closed ReLU.
+
+    Departs from the reference: the running means m are exchanged and averaged like weights, so that a federation shares
+    one; the goodness of a convolution is summed over its whole map.
+
+    Attributes:
+        peer: λ, the weight of the peer term.
+        inference: "sweep" tries every label and adds the goodness of all layers but the first; "one-pass" writes a
+            neutral label and reads the normalised activities of the same layers with a softmax learned beside.
+        readout_lr: learning rate of that softmax, relative to the rule's as in the reference (1e-2 to 1e-3).
+        readout_weight_decay: its weight decay.
+    """
+
+    name: ClassVar[str] = "forward-forward"
+    family: ClassVar[str] = "layerwise"
+    paper: ClassVar[str] = "Hinton, arXiv 2212.13345, 2022"
+    travels: ClassVar[str] = "weights and activity means"
+    autograd: ClassVar[str] = "inside a block"
+
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    peer: float = 0.03
+    inference: Literal["sweep", "one-pass"] = "sweep"
+    readout_lr: float = 1e-2
+    readout_weight_decay: float = 3e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inference not in ("sweep", "one-pass"):
+            raise RuleError(f"unknown inference '{self.inference}': use sweep or one-pass")
+
+    def check(self, net: Network) -> None:
+        """Demand two hidden blocks (the first one's goodness is not counted) and room for the label."""
+        if len(net.hidden) < 2:
+            raise RuleError(
+                f"forward-forward needs two hidden blocks or more, and this model has {len(net.hidden)}:"
+                " add a layer before the output"
+            )
+        if torch.Size(net.shape).numel() <= net.classes:
+            raise RuleError(
+                f"forward-forward writes the label into the first {net.classes} inputs, and there are only"
+                f" {torch.Size(net.shape).numel()}"
+            )
+
+    def draw(self, place: Place, batch_size: int, classes: int) -> Tensor:
+        """Return offsets (B,) in 1 … C − 1 that turn right labels into wrong ones, uniformly."""
+        rng = generator(place.seed, Purpose.RULE, place.round, place.client, place.step)
+        return torch.from_numpy(rng.integers(1, classes, batch_size))
+
+    def init(self, net: Network, seed: int) -> State:
+        """Return weights N(0, 1/n_out) and zero biases of the hidden blocks, and running means "{l}.mean"."""
+        template, params = net.init(seed), {}
+        for i in net.hidden:
+            for j, key in enumerate(net.keys(i)):
+                params[key] = torch.zeros_like(template[key])
+                if template[key].dim() > 1:
+                    draws = generator(seed, Purpose.INIT, i, j).standard_normal(template[key].shape)
+                    params[key] = torch.from_numpy(draws / template[key].shape[0] ** 0.5).to(template[key].dtype)
+            params[f"{i}.mean"] = torch.full(net.sizes[i], PEER_START).flatten()
+        if self.inference == "one-pass":
+            width = sum(torch.Size(net.sizes[i]).numel() for i in net.hidden[1:])
+            params["readout.weight"] = torch.zeros(net.classes, width)
+        learned = {key: p for key, p in params.items() if not key.endswith(".mean")}
+        return State(params, {}, self.slots(learned))
+
+    def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
+        """Update layer after layer on true and wrong labels; correct counts samples whose last goodness tells them."""
+        wrong = (batch.y + batch.draws) % net.classes
+        x = normalise(torch.cat([embed(batch.x, batch.y, net.classes), embed(batch.x, wrong, net.classes)]))
+        share = batch.share().repeat(2) / 2
+        target = torch.cat([torch.ones_like(batch.weight), torch.zeros_like(batch.weight)])
+        loss = torch.zeros_like(batch.weight)
+        for i in net.hidden:
+            a, pull = net.block_vjp(i, state.params, x, gate=False)
+            flat = a.flatten(1)
+            logit = flat.square().sum(1) - flat.shape[1]
+            gradient = (2 * share * (logit.sigmoid() - target))[:, None] * flat
+            self._add_peer_term(gradient, flat, state.params[f"{i}.mean"], batch)
+            grads = pull(gradient.view_as(a))
+            del pull, gradient
+            self.update(state, grads, lr)
+            true, false = logit.chunk(2)
+            loss = loss + (softplus(-true) + softplus(false)) / 2
+            x = normalise(a)
+        if self.inference == "one-pass":
+            self._train_readout(net, state, batch, lr)
+        correct = (true > false).to(batch.weight.dtype)
+        return Stats((loss * batch.weight).sum(), (correct * batch.weight).sum(), batch.weight.sum())
+
+    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
+        """Return the goodness of each label, or the read-out's scores, (B, classes)."""
+        if self.inference == "one-pass":
+            return self._neutral_activity(net, state, x) @ state.params["readout.weight"].T
+        return torch.stack([self._goodness(net, state, x, label) for label in range(net.classes)], 1)
+
+    def _goodness(self, net: Network, state: State, x: Tensor, label: int) -> Tensor:
+        """Return Σ_l G_l (B,) over all layers but the first, with `label` written into x."""
+        labels = torch.full(x.shape[:1], label, device=x.device)
+        x, total = normalise(embed(x, labels, net.classes)), 0.0
+        for i in net.hidden:
+            a = net.block(i, state.params, x)
+            if i > 0:
+                total = total + a.flatten(1).square().sum(1)
+            x = normalise(a)
+        return total
+
+    def _add_peer_term(self, gradient: Tensor, activity: Tensor, mean: Tensor, batch: Batch) -> None:
+        """Move the running mean (n,) in place, and add the peer term to the rows of true labels in `gradient`."""
+        share = batch.share()
+        size = len(share)
+        mean.mul_(PEER_MOMENTUM).add_((share @ activity[:size]) * (1 - PEER_MOMENTUM))
+        slope = self.peer * 2 / mean.numel() * (1 - PEER_MOMENTUM) * (mean - mean.mean())
+        gradient[:size] += share[:, None] * slope
+
+    def _neutral_activity(self, net: Network, state: State, x: Tensor) -> Tensor:
+        """Return the normalised activities (B, Σ n_l) of all layers but the first under the neutral label."""
+        neutral = x.flatten(1).clone()
+        neutral[:, : net.classes] = 1 / net.classes
+        x, kept = normalise(neutral.view_as(x)), []
+        for i in net.hidden:
+            x = normalise(net.block(i, state.params, x))
+            if i > 0:
+                kept.append(x.flatten(1))
+        return torch.cat(kept, 1)
+
+    def _train_readout(self, net: Network, state: State, batch: Batch, lr: float) -> None:
+        activity = self._neutral_activity(net, state, batch.x)
+        weight = state.params["readout.weight"]
+        delta = softmax_error(activity @ weight.T, batch)
+        # Its own decay replaces the layers' inside the shared optimizer step.
+        grad = delta.T @ activity + (self.readout_weight_decay - self.weight_decay) * weight
+        self.update(state, {"readout.weight": grad}, lr * self.readout_lr / self.lr)
+
+
+def embed(x: Tensor, y: Tensor, classes: int) -> Tensor:
+    """Return a copy of x (B, *shape) whose first C values are the one-hot label."""
+    flat = torch.cat([one_hot(y, classes).to(x.dtype), x.flatten(1)[:, classes:]], 1)
+    return flat.view_as(x)
+
+
+def normalise(a: Tensor) -> Tensor:
+    """Return each sample of a (B, ...) divided by its root mean square, so that its length carries nothing."""
+    flat = a.flatten(1)
+    return (flat / (flat.square().mean(1, keepdim=True).sqrt() + 1e-8)).view_as(a)

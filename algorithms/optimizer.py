@@ -1,0 +1,60 @@
+"""Optimizers that change one tensor at a time, in place, so that a gradient can be dropped as soon as it is used.
+
+    sgd    v ← μ v + (g + λ w);  w ← w − η v          (μ = 0 keeps no v)
+    adam   Kingma & Ba 2015, algorithm 1, with λ w added to g; β = (0.9, 0.999), ε = 1e-8
+
+Memory lives in `state.slots`, keyed "{parameter}.velocity" and so on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .rule import State, Tensors
+
+NAMES = ("sgd", "adam")
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+def check(name: str) -> None:
+    """Raise ValueError if there is no optimizer of this name."""
+    if name not in NAMES:
+        raise ValueError(f"unknown optimizer '{name}': use one of {', '.join(NAMES)}")
+
+
+def slots(name: str, momentum: float, params: Tensors) -> Tensors:
+    """Return zeroed memory for `params`: nothing for plain sgd, one copy for momentum, two and a count for adam."""
+    kept: Tensors = {}
+    for key, p in params.items():
+        if name == "adam":
+            kept[f"{key}.mean"], kept[f"{key}.square"] = torch.zeros_like(p), torch.zeros_like(p)
+            kept[f"{key}.steps"] = torch.zeros((), dtype=p.dtype, device=p.device)
+        elif momentum:
+            kept[f"{key}.velocity"] = torch.zeros_like(p)
+    return kept
+
+
+def update(
+    name: str, momentum: float, weight_decay: float, state: State, key: str, grad: Tensor, lr: float
+) -> None:
+    """Change `state.params[key]` in place by one step along `grad` (same shape); `grad` may be overwritten."""
+    p, memory = state.params[key], state.slots
+    if weight_decay:
+        grad = grad + weight_decay * p
+    if name == "adam":
+        mean, square, steps = memory[f"{key}.mean"], memory[f"{key}.square"], memory[f"{key}.steps"]
+        steps += 1
+        mean.mul_(BETA1).add_(grad, alpha=1 - BETA1)
+        square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
+        # One temporary of the parameter's size: the denominator.
+        scale = (square / (1 - BETA2**steps)).sqrt_().add_(EPSILON)
+        p.sub_(scale.reciprocal_().mul_(mean).mul_(lr / (1 - BETA1**steps)))
+        return
+    if momentum:
+        velocity = memory[f"{key}.velocity"]
+        grad = velocity.mul_(momentum).add_(grad)
+    p.sub_(grad, alpha=lr)

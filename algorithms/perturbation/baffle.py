@@ -1,0 +1,100 @@
+"""BAFFLE: clients only evaluate perturbed copies of the model, and only the loss differences travel.
+
+H. Feng, T. Pang, C. Du, W. Chen, S. Yan, M. Lin, "Does Federated Learning Really Need Backpropagation?",
+arXiv 2301.12195, 2023. With shared directions z_1 … z_K and a small σ a client answers
+
+    forward:  s_k = (L(w + σ z_k) − L(w)) / σ                  K + 1 forward passes
+    central:  s_k = (L(w + σ z_k) − L(w − σ z_k)) / (2 σ)      2 K forward passes
+
+and the gradient is estimated as ĝ = (1/K) Σ_k s_k z_k, unbiased up to O(σ) and O(σ²). The server averages the scalars
+of its clients and steps w ← w − η ĝ, which any replica repeats from the scalars alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..directions import Directions
+from ..network import Network
+from ..rule import Batch, RuleError, ScalarRule, State, Stats, cross_entropy
+from ..seeds import Place
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Baffle(ScalarRule):
+    """Finite differences of the loss along shared sign directions.
+
+    Stores during a step: what inference stores, and one slice of signs. Parameters are perturbed in place, slice by
+    slice, and put back the same way, which leaves them within a few units in the last place of where they were;
+    a client that goes on from its own copy should take the server's next model or replay the scalars.
+
+    Departs from the paper: directions are signs, not Gaussian (lower variance, and the same bits on every machine);
+    they are shared by all clients, as the protocol says and the released code does not do; gradients are not clipped,
+    which could not be repeated from averaged scalars.
+
+    Attributes:
+        lr: η; stable while η √(d/K) stays near or below 1 for d parameters.
+        sigma: σ, the length of a perturbation per parameter; 1e-4 … 1e-3 suits float32.
+        directions: K.
+        scheme: "forward" or "central" difference.
+        chunk: parameters perturbed at a time; its signs are the only memory beyond inference.
+    """
+
+    name: ClassVar[str] = "baffle"
+    family: ClassVar[str] = "perturbation"
+    paper: ClassVar[str] = "Feng et al., arXiv 2301.12195, 2023"
+
+    lr: float = 0.1
+    sigma: float = 1e-3
+    directions: int = 32
+    scheme: Literal["forward", "central"] = "forward"
+    chunk: int = 65536
+
+    def __post_init__(self) -> None:
+        if self.scheme not in ("forward", "central"):
+            raise RuleError(f"unknown scheme '{self.scheme}': use forward or central")
+        if self.directions < 1 or self.sigma <= 0 or self.chunk < 1:
+            raise RuleError("baffle needs directions ≥ 1, sigma > 0 and chunk ≥ 1")
+
+    def init(self, net: Network, seed: int) -> State:
+        """Return the network's own initial weights."""
+        return State(net.init(seed), {}, {})
+
+    def draw(self, place: Place, batch_size: int, classes: int) -> Directions:
+        """Return the step's directions, the same for every client."""
+        return Directions(place.seed, place.round, place.step)
+
+    def probe(self, net: Network, state: State, batch: Batch) -> tuple[Tensor, Stats]:
+        """Return the K loss differences over σ; stats are those of the unperturbed (central: last −σ) network."""
+        params, directions = state.params, batch.draws
+        loss, stats = cross_entropy(net.forward(params, batch.x), batch)
+        scalars = []
+        for k in range(self.directions):
+            directions.add(params, k, self.sigma, self.chunk)
+            ahead, _ = cross_entropy(net.forward(params, batch.x), batch)
+            if self.scheme == "central":
+                directions.add(params, k, -self.sigma, self.chunk)
+                directions.add(params, k, -self.sigma, self.chunk)
+                loss, stats = cross_entropy(net.forward(params, batch.x), batch)
+                directions.add(params, k, self.sigma, self.chunk)
+            else:
+                directions.add(params, k, -self.sigma, self.chunk)
+            scalars.append(ahead - loss)
+        width = 2 * self.sigma if self.scheme == "central" else self.sigma
+        return torch.stack(scalars) / width, stats
+
+    def apply(self, params: Tensors, draws: Directions, scalars: Tensor, lr: float) -> None:
+        """Step w ← w − (η/K) s_k z_k for k = 0 … K − 1 in this order, each rounding once."""
+        steps = scalars * (-lr / self.directions)
+        for k in range(self.directions):
+            draws.add(params, k, steps[k], self.chunk)
+
+    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
+        """Return the network's output (B, classes)."""
+        return net.forward(state.params, x)

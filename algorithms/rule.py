@@ -1,0 +1,166 @@
+"""The contract every learning rule keeps.
+
+A rule is a frozen dataclass of its hyper-parameters and holds no tensor. Tensors live in plain dictionaries keyed
+"{block}.{parameter}", and three methods say how a network learns:
+
+    init(net, seed)              -> State    parameters, fixed random matrices, optimizer memory
+    step(net, state, batch, lr)  -> Stats    learn from one minibatch, in place
+    logits(net, state, x)        -> Tensor   the rule's own way of inference
+
+A rule whose answers are scalars (`exchange = "scalars"`) splits `step` into two halves: `probe` runs on the client and
+returns K numbers, `apply` turns numbers into an update and is all that the server needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import optimizer
+from .seeds import Place
+
+if TYPE_CHECKING:
+    from .network import Network
+
+Tensors = dict[str, Tensor]
+
+
+class RuleError(ValueError):
+    """A rule cannot be used as asked; the message says why and what to do."""
+
+
+class Batch(NamedTuple):
+    """One minibatch of B samples. A sample of weight 0 changes nothing, so ragged clients can be padded."""
+
+    x: Tensor  # (B, *shape) float32
+    y: Tensor  # (B,) int64
+    weight: Tensor  # (B,) float32, 1 for a sample and 0 for padding
+    draws: Any = None  # what `Rule.draw` made for this step
+
+    def share(self) -> Tensor:
+        """Return each sample's share of the batch mean: weight / sum of weights, shape (B,)."""
+        return self.weight / self.weight.sum().clamp_min(1e-12)
+
+
+class State(NamedTuple):
+    """All tensors of one replica."""
+
+    params: Tensors  # exchanged with the server
+    fixed: Tensors  # derived from the seed, never sent
+    slots: Tensors  # optimizer memory, stays on the device and starts anew each round
+
+
+class Stats(NamedTuple):
+    """What a step observed, each a 0-dim tensor: sums over the samples of the batch, weighted."""
+
+    loss: Tensor  # of the rule's own objective, before the update
+    correct: Tensor  # samples classified rightly, before the update
+    weight: Tensor  # number of samples
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """Base of all rules. Subclasses are frozen dataclasses whose class attributes describe them."""
+
+    name: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    travels: ClassVar[str] = "weights"  # what a client sends up, in words
+    autograd: ClassVar[str] = "none"  # where a graph is built: "none", "inside a block", "whole network"
+    exchange: ClassVar[Literal["weights", "scalars"]] = "weights"
+    vmappable: ClassVar[bool] = True  # `step` runs under torch.func.vmap over a leading client axis
+
+    lr: float = 0.1
+
+    def check(self, net: Network) -> None:  # noqa: B027  (a rule without demands need not override it)
+        """Raise `RuleError` if this rule cannot train `net`, saying why."""
+
+    def draw(self, place: Place, batch_size: int, classes: int) -> Any:
+        """Return what `step` needs from chance at `place`; it reaches the rule as `batch.draws`."""
+        return None
+
+    @abstractmethod
+    def init(self, net: Network, seed: int) -> State:
+        """Return the initial state of a replica; equal seeds give equal bits."""
+
+    @abstractmethod
+    def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
+        """Learn from one minibatch, in place on `state`, with this step's learning rate."""
+
+    @abstractmethod
+    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
+        """Return class scores (B, classes) of inputs (B, *shape); the largest is the prediction."""
+
+
+@dataclass(frozen=True)
+class GradientRule(Rule):
+    """A rule that ends in a gradient per parameter, which a per-tensor optimizer turns into an update.
+
+    Attributes:
+        lr: learning rate.
+        optimizer: "sgd" or "adam".
+        momentum: heavy-ball momentum of sgd; 0 needs no memory.
+        weight_decay: L2 penalty, added to the gradient.
+    """
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        optimizer.check(self.optimizer)
+
+    def slots(self, params: Tensors) -> Tensors:
+        """Return zeroed optimizer memory for `params`."""
+        return optimizer.slots(self.optimizer, self.momentum, params)
+
+    def update(self, state: State, grads: Tensors, lr: float) -> None:
+        """Apply one optimizer step to the parameters named in `grads`, in place."""
+        for key, grad in grads.items():
+            optimizer.update(self.optimizer, self.momentum, self.weight_decay, state, key, grad, lr)
+
+
+@dataclass(frozen=True)
+class ScalarRule(Rule):
+    """A rule whose clients answer with K scalars a step along directions that all replicas share."""
+
+    exchange: ClassVar[Literal["weights", "scalars"]] = "scalars"
+    travels: ClassVar[str] = "scalars"
+
+    @abstractmethod
+    def probe(self, net: Network, state: State, batch: Batch) -> tuple[Tensor, Stats]:
+        """Return (scalars (K,) float32 along the directions `batch.draws`, stats); parameters end as they began."""
+
+    @abstractmethod
+    def apply(self, params: Tensors, draws: Any, scalars: Tensor, lr: float) -> None:
+        """Update `params` in place from scalars (K,) along the directions `draws`: the same bits everywhere."""
+
+    def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
+        """Probe, then apply one's own scalars."""
+        scalars, stats = self.probe(net, state, batch)
+        self.apply(state.params, batch.draws, scalars, lr)
+        return stats
+
+
+def cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
+    """Return the weighted mean cross-entropy of `logits` (B, C), and the stats of it."""
+    losses = torch.nn.functional.cross_entropy(logits, batch.y, reduction="none")
+    return (losses * batch.share()).sum(), stats_of(losses, logits, batch)
+
+
+def softmax_error(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the gradient of the weighted mean cross-entropy in the logits: (softmax − onehot) · share, (B, C)."""
+    onehot = torch.nn.functional.one_hot(batch.y, logits.shape[1])
+    return (logits.softmax(1) - onehot) * batch.share()[:, None]
+
+
+def stats_of(losses: Tensor, logits: Tensor, batch: Batch) -> Stats:
+    """Return the stats of per-sample `losses` (B,) and class scores `logits` (B, C)."""
+    correct = (logits.argmax(1) == batch.y).to(batch.weight.dtype)
+    return Stats(
+        (losses.detach() * batch.weight).sum(), (correct * batch.weight).sum(), batch.weight.sum()
+    )
