@@ -90,6 +90,15 @@ class Records:
         row = self.db.execute("SELECT status FROM runs").fetchone()
         return row[0] if row else None
 
+    def experiment(self) -> str | None:
+        """Return the experiment's TOML as the run began with it, or None if the run was never started."""
+        row = self.db.execute("SELECT experiment FROM runs").fetchone()
+        return row[0] if row else None
+
+    def model_sha256(self, server_round: int) -> str:
+        """Return the hash of the model after a committed round."""
+        return self.db.execute("SELECT model_sha256 FROM rounds WHERE round = ?", (server_round,)).fetchone()[0]
+
     def checkpoint_path(self, server_round: int) -> Path:
         """Return the file that holds the server's state after `server_round`."""
         return self.folder / CHECKPOINTS / f"round-{server_round:06d}.pkl"

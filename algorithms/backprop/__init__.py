@@ -1,0 +1,1 @@
+"""The baselines a user compares with."""

@@ -1,0 +1,1 @@
+"""The error travels through random matrices."""

@@ -1,0 +1,1 @@
+"""The error stays inside a block."""

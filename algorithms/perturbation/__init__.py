@@ -1,0 +1,1 @@
+"""Only losses are compared: answers are scalars."""

@@ -1,0 +1,1 @@
+"""Where clients run. Each engine is a Flower Grid."""

@@ -1,0 +1,81 @@
+"""The Flower ClientApp: train, evaluate and query, the same code in a simulation and on a device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from .. import protocol
+from .trainer import Assignment, LocalData, Trainer, TrainingFailed
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client: whose partition it is, its data and what trains it."""
+
+    partition: int
+    trainer: Trainer
+    train: LocalData
+    test: LocalData  # held out from training, for accuracy before and after
+
+
+def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
+    """Return the app that serves the client which `load` makes of a node's context."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        started, client = time.perf_counter(), load(context)
+        params = protocol.decode_params(protocol.only(message.content.array_records))
+        todo = assignment(protocol.only(message.content.config_records))
+        try:
+            report = client.trainer.fit(params, client.train, client.test, client.partition, todo)
+        except TrainingFailed as failure:
+            return Message(Error(protocol.CLIENT_FAILED, str(failure)), reply_to=message)
+        measured = {
+            protocol.PARTITION: client.partition,
+            protocol.SAMPLES: report.samples,
+            "steps": report.steps,
+            "batch": report.batch,
+            "loss": report.loss,
+            "accuracy-before": report.accuracy_before,
+            "accuracy-after": report.accuracy_after,
+            "peak-bytes": report.peak_bytes,
+            "base-bytes": report.base_bytes,
+            "flops": report.flops,
+            "seconds": time.perf_counter() - started,
+        }
+        return Message(protocol.train_reply(report.params, report.scalars, measured), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        client = load(context)
+        params = protocol.decode_params(protocol.only(message.content.array_records))
+        loss, accuracy, samples = client.trainer.evaluate(params, client.test)
+        values = {protocol.PARTITION: client.partition, protocol.SAMPLES: samples, "loss": loss, "accuracy": accuracy}
+        metrics = protocol.encode_metrics(protocol.EVALUATE_METRICS, values)
+        return Message(RecordDict({protocol.METRICS: metrics}), reply_to=message)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        values = {protocol.PARTITION: float(context.node_config["partition-id"])}
+        metrics = protocol.encode_metrics((protocol.PARTITION,), values)
+        return Message(RecordDict({protocol.METRICS: metrics}), reply_to=message)
+
+    return app
+
+
+def assignment(config: dict) -> Assignment:
+    """Read a round's assignment from the config record of a train message."""
+    return Assignment(
+        round=int(config["server-round"]),
+        lr=float(config["lr"]),
+        epochs=int(config["epochs"]),
+        batch_size=int(config["batch-size"]),
+        evaluate=bool(config.get("evaluate", True)),
+        proximal_mu=float(config.get("proximal-mu", 0.0)),
+    )

@@ -1,0 +1,27 @@
+"""The Flower ServerApp: the same round loop under `flwr run` and SuperLink as under our own engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from .rounds import AllClientsFailed, Job, run_rounds
+
+
+def make_server_app(prepare: Callable[[Context], Job], finish: Callable[[Job], None]) -> ServerApp:
+    """Return the app that runs the job which `prepare` makes of a context, then calls `finish`."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        job = prepare(context)
+        try:
+            run_rounds(job, grid)
+        except (AllClientsFailed, TimeoutError):
+            job.records.finish("failed")
+            raise
+        finish(job)
+
+    return app

@@ -1,0 +1,62 @@
+"""The server's state after a round, as bytes: the model and whatever the strategy remembers."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any, NamedTuple
+
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
+
+class Checkpoint(NamedTuple):
+    """What a resumed run starts from."""
+
+    round: int
+    arrays: ArrayRecord
+    strategy: dict[str, Any]  # the strategy's attributes
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles Flower's arrays by value: after a transfer they cache views of memory that cannot be pickled."""
+
+    def reducer_override(self, item: Any) -> Any:
+        if isinstance(item, Array):
+            return Array, (item.dtype, tuple(item.shape), item.stype, bytes(item.data))
+        return NotImplemented
+
+
+def dump(server_round: int, arrays: ArrayRecord, strategy: Strategy) -> bytes:
+    """Return the checkpoint as bytes.
+
+    Raises:
+        TypeError: if the strategy keeps something that cannot be pickled, naming the attribute.
+    """
+    attributes = vars(strategy)
+    try:
+        return _pickle(Checkpoint(server_round, arrays, attributes))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        guilty = [name for name, value in attributes.items() if not _picklable(value)]
+        raise TypeError(
+            f"strategy {type(strategy).__name__} keeps what cannot be saved in a checkpoint: {', '.join(guilty)}"
+        ) from None
+
+
+def load(data: bytes) -> Checkpoint:
+    """Return the checkpoint written by `dump`. Only open your own: it is a pickle."""
+    return pickle.loads(data)
+
+
+def _pickle(item: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=5).dump(item)
+    return buffer.getvalue()
+
+
+def _picklable(item: Any) -> bool:
+    try:
+        _pickle(item)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return False
+    return True

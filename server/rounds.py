@@ -1,0 +1,301 @@
+"""The round loop: sample, send, aggregate, evaluate, record, checkpoint, resume.
+
+Flower's `Strategy.start` is one call from the first round to the last. This loop makes the same calls of the public
+Strategy API in the same order, so any Flower strategy runs unchanged, and after each round everything is on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from .. import protocol
+from ..algorithms.seeds import Purpose, integer_seed
+from . import checkpoint, scalars
+from .records import Records
+from .roster import Roster
+
+Row = dict[str, Any]
+Evaluate = Callable[[ArrayRecord], tuple[float, float]]  # -> loss, accuracy on the server's test set
+
+
+class AllClientsFailed(RuntimeError):
+    """No client of a round came back with an update."""
+
+
+class Observer(Protocol):
+    """Whoever wants to watch a run. All times are wall-clock."""
+
+    def round_started(self, server_round: int, clients: int) -> None:
+        """Clients have been sampled and are about to train."""
+
+    def round_done(self, row: Mapping[str, Any], clients: list[Row]) -> None:
+        """A round is on disk; `row` is its row in the database."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs to know of an experiment."""
+
+    rule: str
+    seed: int
+    rounds: int
+    clients: int
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_schedule: str = "constant"
+    evaluate_every: int = 1
+    timeout: float | None = None  # seconds to wait for a round's replies; None waits for all
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return the clients' learning rate in a round, 1 … rounds."""
+        passed = (server_round - 1) / max(self.rounds, 1)
+        return self.lr * SCHEDULES[self.lr_schedule](passed)
+
+    def evaluates(self, server_round: int) -> bool:
+        """Return whether models are evaluated in this round; the last one always is."""
+        return server_round == self.rounds or server_round % self.evaluate_every == 0
+
+
+# Learning rate relative to the first, as a function of the part of the run that has passed (0 up to, never at, 1).
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda passed: 1.0,
+    "cosine": lambda passed: 0.5 * (1 + math.cos(math.pi * passed)),
+    "linear": lambda passed: 1 - passed,
+    "half-linear": lambda passed: min(1.0, 2 * (1 - passed)),  # constant to the middle, then down
+}
+
+
+@dataclass
+class Job:
+    """A run to be done on some grid.
+
+    Attributes:
+        plan: rounds, clients, seed and what clients are asked to do.
+        strategy: any Flower strategy.
+        initial: the model before the first round.
+        evaluate: returns (loss, accuracy) of a model on the server's test set.
+        records: where rounds are committed; whatever they hold already is not done again.
+        observer: whoever wants to watch.
+    """
+
+    plan: Plan
+    strategy: Strategy
+    initial: ArrayRecord
+    evaluate: Evaluate
+    records: Records
+    observer: Observer | None = None
+
+
+def run_rounds(job: Job, grid: Grid) -> ArrayRecord:
+    """Run, or go on with, all rounds of a job and return the final model.
+
+    A run whose records hold round r goes on with round r + 1, from that round's checkpoint.
+
+    Raises:
+        AllClientsFailed: if a round ends without a single update, naming the first reason.
+        TimeoutError: if too few clients come.
+    """
+    loop = _Loop(**vars(job), roster=Roster(grid, job.plan.clients))
+    done = job.records.last_round()
+    if done < 0:
+        arrays, done = job.initial, 0
+        loop.commit_initial(arrays)
+    else:
+        saved = checkpoint.load(job.records.checkpoint_path(done).read_bytes())
+        arrays = saved.arrays
+        vars(job.strategy).update(saved.strategy)
+    for server_round in range(done + 1, job.plan.rounds + 1):
+        arrays = loop.round(server_round, arrays)
+    return arrays
+
+
+@dataclass(kw_only=True)
+class _Loop(Job):
+    """A job on its grid."""
+
+    roster: Roster
+
+    def commit_initial(self, arrays: ArrayRecord) -> None:
+        loss, accuracy = self.evaluate(arrays)
+        row = {"round": 0, "clients": 0, "failed": 0, "loss": _number(loss), "accuracy": _number(accuracy)}
+        row |= dict.fromkeys(("bytes_down", "bytes_up", "wire_down", "wire_up", "flops"), 0)
+        row |= {"seconds": 0.0, "model_sha256": model_hash(arrays)}
+        self.records.commit_round(row, [], [], checkpoint.dump(0, arrays, self.strategy))
+
+    def round(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Run one round, commit it, and return the new model."""
+        started = time.perf_counter()
+        lr, evaluates = self.plan.learning_rate(server_round), self.plan.evaluates(server_round)
+        clients, arrays = self._train(server_round, arrays, lr, evaluates)
+        row: Row = {"round": server_round, "learning_rate": lr, **_totals(clients)}
+        evaluations: list[Row] = []
+        if evaluates:
+            evaluations = self._evaluate_clients(server_round, arrays)
+            loss, accuracy = self.evaluate(arrays)
+            row |= {"loss": _number(loss), "accuracy": _number(accuracy)}
+            row |= {"client_accuracy": _mean(evaluations, "accuracy"), "client_loss": _mean(evaluations, "loss")}
+        averaged = getattr(self.strategy, "averaged", None)
+        row["scalars"] = scalars.to_blob(averaged) if isinstance(averaged, torch.Tensor) else None
+        row |= {"seconds": time.perf_counter() - started, "model_sha256": model_hash(arrays)}
+        state = checkpoint.dump(server_round, arrays, self.strategy)
+        self.records.commit_round(row, clients, evaluations, state)
+        if self.observer:
+            self.observer.round_done(row, clients)
+        return arrays
+
+    def _train(
+        self, server_round: int, arrays: ArrayRecord, lr: float, evaluates: bool
+    ) -> tuple[list[Row], ArrayRecord]:
+        config = ConfigRecord({
+            "lr": lr, "epochs": self.plan.epochs, "batch-size": self.plan.batch_size, "evaluate": evaluates,
+            "server-round": server_round,
+        })  # fmt: skip
+        seed_globals(self.plan.seed, server_round, 0)
+        messages = list(self.strategy.configure_train(server_round, arrays, config, self.roster))
+        if self.observer:
+            self.observer.round_started(server_round, len(messages))
+        replies = self.roster.send_and_receive(messages, timeout=self.plan.timeout)
+        rows = self._client_rows(messages, replies)
+        seed_globals(self.plan.seed, server_round, 1)
+        new, _ = self.strategy.aggregate_train(server_round, replies)
+        if messages and not any(row["status"] == "ok" for row in rows):
+            raise AllClientsFailed(f"every client of round {server_round} failed: {rows[0]['reason']}")
+        return rows, arrays if new is None else _as_float32(new)
+
+    def _client_rows(self, messages: list[Message], replies: list[Message]) -> list[Row]:
+        """Return one row for each client that was asked, whether it answered or not, by partition."""
+        answers = {reply.metadata.src_node_id: reply for reply in replies}
+        down = _Sizes()
+        rows = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            row: Row = {"client": self.roster.partition[node], "rule": self.plan.rule}
+            row["bytes_down"], row["wire_down"] = down.of(message)
+            rows.append(row | _answer(answers.get(node)))
+        return sorted(rows, key=lambda row: row["client"])
+
+    def _evaluate_clients(self, server_round: int, arrays: ArrayRecord) -> list[Row]:
+        """Run the strategy's federated evaluation of the new model and return one row a client."""
+        seed_globals(self.plan.seed, server_round, 2)
+        config = ConfigRecord({"server-round": server_round})
+        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, self.roster))
+        replies = self.roster.send_and_receive(messages, timeout=self.plan.timeout) if messages else []
+        rows, answered = [], []
+        sent = {m.metadata.dst_node_id: m for m in messages}
+        down = _Sizes()
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            row: Row = {"client": self.roster.partition[node], "bytes_down": down.of(sent[node])[0]}
+            if not reply.has_content():
+                rows.append(row | {"status": "failed", "bytes_up": 0})
+                continue
+            metrics = protocol.only(reply.content.metric_records)
+            row |= {"status": "ok", "samples": int(metrics[protocol.SAMPLES])}
+            row |= {"loss": _number(metrics["loss"]), "accuracy": _number(metrics["accuracy"])}
+            rows.append(row | {"bytes_up": protocol.payload_bytes(reply.content)})
+            if row["samples"]:  # a client without held-out data has no say, and its NaN must not spread
+                answered.append(reply)
+        if answered:
+            self.strategy.aggregate_evaluate(server_round, answered)
+        return rows
+
+
+class _Sizes:
+    """Sizes of messages, measured once for a content that many messages share."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def of(self, message: Message) -> tuple[int, int]:
+        """Return (payload bytes, wire bytes) of a message's content."""
+        key = id(message.content)
+        if key not in self._known:
+            self._known[key] = protocol.payload_bytes(message.content), protocol.wire_bytes(message.content)
+        return self._known[key]
+
+
+def _answer(reply: Message | None) -> Row:
+    """Return the columns that a client's reply fills."""
+    if reply is None:
+        return {"status": "dropped", "reason": "no reply in time", "bytes_up": 0, "wire_up": 0}
+    if not reply.has_content():
+        return {"status": "failed", "reason": _first_line(reply.error.reason), "bytes_up": 0, "wire_up": 0}
+    metrics = protocol.only(reply.content.metric_records)
+    return {
+        "status": "ok",
+        "samples": int(metrics[protocol.SAMPLES]),
+        "loss": _number(metrics["loss"]),
+        "accuracy_before": _number(metrics["accuracy-before"]),
+        "accuracy_after": _number(metrics["accuracy-after"]),
+        **{name: int(metrics[name]) for name in ("steps", "batch", "flops")},
+        "peak_bytes": int(metrics["peak-bytes"]),
+        "base_bytes": int(metrics["base-bytes"]),
+        "bytes_up": protocol.payload_bytes(reply.content),
+        "wire_up": protocol.wire_bytes(reply.content),
+        "seconds": metrics["seconds"],
+    }
+
+
+def _totals(clients: list[Row]) -> Row:
+    """Return a round's sums over its clients."""
+    ok = [row for row in clients if row["status"] == "ok"]
+    sums = {
+        name: sum(row.get(name, 0) for row in clients)
+        for name in ("bytes_down", "bytes_up", "wire_down", "wire_up", "flops")
+    }
+    return {"clients": len(ok), "failed": len(clients) - len(ok), "train_loss": _mean(ok, "loss"), **sums}
+
+
+def _mean(rows: Iterable[Row], column: str) -> float | None:
+    """Return the mean of a column weighted by samples, over the rows that have it."""
+    pairs = [(row["samples"], row[column]) for row in rows if row.get(column) is not None]
+    weight = sum(n for n, _ in pairs)
+    return sum(n * value for n, value in pairs) / weight if weight else None
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _first_line(reason: str) -> str:
+    lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+def _as_float32(arrays: ArrayRecord) -> ArrayRecord:
+    """Return the model in float32: some strategies average in float64, and clients train in float32."""
+    return protocol.encode_params(protocol.decode_params(arrays))
+
+
+def seed_globals(seed: int, server_round: int, phase: int) -> None:
+    """Seed the global generators that Flower's strategies draw from (sampling, differential-privacy noise).
+
+    Ours draw from none; seeding by place makes a resumed round draw what an undisturbed one would have.
+    """
+    value = integer_seed(seed, Purpose.SERVER, server_round, phase)
+    random.seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002
+    torch.manual_seed(value)
+
+
+def model_hash(arrays: ArrayRecord) -> str:
+    """Return the SHA-256 of a model: keys, shapes and the bytes of all values."""
+    digest = sha256()
+    for key, array in arrays.items():
+        values = np.ascontiguousarray(array.numpy())
+        digest.update(f"{key}{values.dtype.str}{values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,196 @@
+"""One typed description of a run; TOML, flags and Flower's run-config all become it.
+
+Names are the same everywhere, with dashes: `clients-per-round` in TOML and in `[tool.flwr.app.config]`, and
+`--clients-per-round` on the command line. Options of a part go under `set`: `[set.rule] momentum = 0.9` in TOML,
+`--set rule.momentum=0.9` as a flag, `set = "rule.momentum=0.9 model.hidden=[64,64]"` in a run-config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tomli_w
+
+from ..server.rounds import SCHEDULES
+
+PARTS = ("rule", "model", "strategy", "data")
+ENGINES = ("inline",)
+
+
+class ExperimentError(ValueError):
+    """An experiment cannot be run as described; one line that names the remedy."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to run. Every field has a default; the defaults are the demo."""
+
+    name: str = ""  # of the run's folder; chosen from rule and data if empty
+    rule: str = "mono-forward"  # built-in name or module:object, as are model, strategy and data
+    data: str = "digits"  # built-in, a folder, a .npz, or a hub data set
+    model: str = "mlp"
+    partition: str = "iid"
+    clients: int = 20
+    clients_per_round: int = 0  # 0: all
+    rounds: int = 30
+    epochs: int = 2  # local epochs a round
+    batch_size: int = 16
+    lr: float | None = None  # None: the rule's own
+    lr_schedule: str = "constant"  # over rounds
+    strategy: str = "auto"  # fedavg, or fedscalar for a rule that sends scalars
+    holdout: float = 0.1  # part of a client's samples kept for its own evaluation
+    evaluate_every: int = 1  # rounds between evaluations, on the server and on clients
+    seed: int = 0
+    engine: str = "inline"
+    threads: int = 1  # PyTorch threads; part of the experiment, since sums depend on it
+    set: dict[str, dict[str, Any]] = field(default_factory=dict)  # options by part
+
+    def __post_init__(self) -> None:
+        for key, kind in FIELDS.items():
+            object.__setattr__(self, key, _typed(key, getattr(self, key), kind))
+        self._check()
+
+    def _check(self) -> None:
+        for key in ("clients", "rounds", "epochs", "batch_size", "evaluate_every", "threads"):
+            if getattr(self, key) < 1:
+                raise ExperimentError(f"{_dashed(key)} must be at least 1, not {getattr(self, key)}")
+        if not 0 <= self.clients_per_round <= self.clients:
+            raise ExperimentError(
+                f"clients-per-round must be between 1 and clients ({self.clients}), or 0 for all;"
+                f" it is {self.clients_per_round}"
+            )
+        if not 0 <= self.holdout < 1:
+            raise ExperimentError(f"holdout must be at least 0 and less than 1, not {self.holdout:g}")
+        if self.seed < 0:
+            raise ExperimentError(f"seed must not be negative, and it is {self.seed}")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise ExperimentError(f"lr must be positive and finite, not {self.lr:g}")
+        choose("lr-schedule", self.lr_schedule, SCHEDULES)
+        choose("engine", self.engine, ENGINES)
+        if "/" in self.name or self.name in (".", ".."):
+            raise ExperimentError(f"name must be a plain folder name, not '{self.name}'")
+        for part in self.set:
+            choose("part in set", part, PARTS)
+
+    def sampled(self) -> int:
+        """Return the number of clients in a round."""
+        return self.clients_per_round or self.clients
+
+    def replace(self, **changes: Any) -> Experiment:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_toml(self) -> str:
+        """Return the experiment as TOML, every field written out."""
+        flat = {_dashed(key): getattr(self, key) for key in FIELDS}
+        return tomli_w.dumps({key: value for key, value in flat.items() if value is not None and value != {}})
+
+    def to_run_config(self) -> dict[str, Any]:
+        """Return the experiment as a Flower run-config: flat, with options packed into one string."""
+        config = {_dashed(key): getattr(self, key) for key in FIELDS if key != "set"}
+        config = {key: value for key, value in config.items() if value is not None}
+        options = [
+            shlex.quote(f"{part}.{key}={tomli_w.dumps({'v': value})[4:].strip()}")
+            for part, table in self.set.items()
+            for key, value in table.items()
+        ]
+        return config | {"set": " ".join(options)}
+
+
+FIELDS = {key: kind for key, kind in get_type_hints(Experiment).items()}
+
+
+def from_mapping(values: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of dashed names, as read from TOML.
+
+    Raises:
+        ExperimentError: for an unknown name, with the near ones, or a value of the wrong type.
+    """
+    known = {_dashed(key): key for key in FIELDS}
+    fields = {}
+    for key, value in values.items():
+        choose("setting", key, known)
+        fields[known[key]] = value
+    if isinstance(fields.get("set"), str):
+        fields["set"] = parse_options(shlex.split(fields["set"]))
+    return Experiment(**fields)
+
+
+def from_toml(path: Path) -> Experiment:
+    """Read an experiment file.
+
+    Raises:
+        ExperimentError: if the file is missing, is not TOML or describes no experiment.
+    """
+    try:
+        return from_mapping(tomllib.loads(path.read_text()))
+    except OSError:
+        raise ExperimentError(f"there is no experiment file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path} is not TOML: {error}") from None
+
+
+def from_run_config(config: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a Flower run-config; lr 0 stands for the rule's own, since Flower knows no null."""
+    values = {key: value for key, value in config.items() if key != "runs-dir"}
+    if not values.get("lr"):
+        values.pop("lr", None)
+    return from_mapping(values)
+
+
+def parse_options(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return `part.key=value` assignments as a table a part; values are TOML, or else plain strings.
+
+    Raises:
+        ExperimentError: if an assignment has another form.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        place, equals, text = assignment.partition("=")
+        part, dot, key = place.strip().partition(".")
+        if not (equals and dot and part and key):
+            raise ExperimentError(f"--set wants part.key=value, as in rule.momentum=0.9, not '{assignment}'")
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        options.setdefault(part, {})[key.replace("-", "_")] = value
+    return options
+
+
+def choose(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise ExperimentError if `name` is not known, naming the near ones and all there are."""
+    known = list(known)
+    if name not in known:
+        near = get_close_matches(name, known, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ExperimentError(f"unknown {what} '{name}': {hint}known: {', '.join(known)}")
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:
+    """Return `value` as the field's type, or raise ExperimentError."""
+    if kind == (float | None) and value is None:
+        return None
+    if kind in (float, float | None):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        raise ExperimentError(f"{_dashed(key)} must be a number, not {value!r}")
+    if kind in (int, str):
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return value
+        wanted = "a whole number" if kind is int else "a text"
+        raise ExperimentError(f"{_dashed(key)} must be {wanted}, not {value!r}")
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise ExperimentError("set must hold a table for each part, as in [set.rule] momentum = 0.9")
+    return {part: {k.replace("-", "_"): v for k, v in table.items()} for part, table in value.items()}
+
+
+def _dashed(key: str) -> str:
+    return key.replace("_", "-")

@@ -1,0 +1,158 @@
+"""Start, resume and finish a run: the folder it lives in, and the engine it runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import flwr
+import numpy as np
+import torch
+from flwr.app import Context
+
+from .. import __version__
+from ..client import make_client_app
+from ..server.checkpoint import load as load_checkpoint
+from ..server.records import DATABASE, EXPERIMENT, Records
+from ..server.rounds import AllClientsFailed, Job, Observer, model_hash, run_rounds
+from .engines.inline import InlineGrid
+from .experiment import Experiment, ExperimentError, from_mapping, from_run_config
+from .report import write_report
+from .world import World, build, resolved
+
+RUNS = Path("runs")
+
+
+def start(experiment: Experiment, runs: Path = RUNS) -> tuple[World, Path]:
+    """Check an experiment, make its run folder and return (world, folder).
+
+    The folder appears whole or not at all: it is made beside its place and renamed.
+
+    Raises:
+        ExperimentError, DataError, RuleError, NetworkError: before anything is written.
+    """
+    experiment = resolved(experiment)
+    if not experiment.name:
+        experiment = experiment.replace(name=_free_name(experiment, runs))
+    folder = runs / experiment.name
+    if folder.exists():
+        raise ExperimentError(
+            f"{folder} exists: choose another --name, or go on with it by `fedforward run --resume {folder}`"
+        )
+    world = build(experiment)
+    making = runs / f".{experiment.name}.{os.getpid()}"
+    try:
+        records = Records(making)
+        records.start(experiment.name, experiment.to_toml(), __version__, environment())
+        records.close()
+        (making / EXPERIMENT).write_text(experiment.to_toml())
+        making.rename(folder)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise ExperimentError(f"cannot write {folder}: {error.strerror}") from None
+    return world, folder
+
+
+def reopen(folder: Path) -> tuple[World, Path]:
+    """Return (world, folder) of an unfinished run.
+
+    Raises:
+        ExperimentError: if the folder holds no run, another's, or a finished one.
+    """
+    if not (folder / DATABASE).is_file():
+        raise ExperimentError(f"{folder} holds no run (no {DATABASE} in it): name a folder under {RUNS}/")
+    records = Records(folder)
+    try:
+        status, text = records.status(), records.experiment()
+        if status is None or text is None:
+            raise ExperimentError(f"{folder} is not a run of this program: its database has no run in it")
+        if status == "finished":
+            raise ExperimentError(
+                f"{folder} is finished: to run it again, `fedforward run {folder / EXPERIMENT} --name NEW-NAME`"
+            )
+        file = folder / EXPERIMENT
+        if file.is_file() and file.read_text() != text:
+            raise ExperimentError(f"{file} differs from the experiment this run began with: restore it, or start anew")
+        _check_checkpoint(folder, records)
+    finally:
+        records.close()
+    return build(from_mapping(tomllib.loads(text))), folder
+
+
+def execute(
+    world: World, folder: Path, observer: Observer | None = None, on_reply: Callable[[], None] | None = None
+) -> None:
+    """Run a world's experiment to its end on its engine, and write the report.
+
+    Raises:
+        AllClientsFailed: if a round ended without a single update; the run is marked failed.
+    """
+    e = world.experiment
+    job = _job(world, folder, observer)
+    client_app = make_client_app(lambda context: world.client(int(context.node_config["partition-id"])))
+    grid = InlineGrid(client_app, e.clients, e.to_run_config(), on_reply)
+    try:
+        run_rounds(job, grid)
+    except AllClientsFailed:
+        job.records.finish("failed")
+        write_report([folder])
+        raise
+    else:
+        finish(job)
+    finally:
+        job.records.close()
+
+
+def prepare(context: Context) -> Job:
+    """Return the job of a Flower run: our ServerApp's beginning."""
+    runs = Path(str(context.run_config.get("runs-dir", RUNS)))
+    return _job(*start(from_run_config(context.run_config), runs), observer=None)
+
+
+def finish(job: Job) -> None:
+    """Mark a run finished and write its report."""
+    job.records.finish()
+    report = write_report([job.records.folder])
+    print(f"finished: {report}", file=sys.stderr)
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a run's numbers may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "flwr": flwr.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def _job(world: World, folder: Path, observer: Observer | None) -> Job:
+    return Job(world.plan(), world.strategy(), world.initial(), world.evaluate, Records(folder), observer)
+
+
+def _check_checkpoint(folder: Path, records: Records) -> None:
+    """Raise ExperimentError unless the checkpoint is the one of the last committed round."""
+    done = records.last_round()
+    if done < 0:
+        return
+    path = records.checkpoint_path(done)
+    if not path.is_file():
+        raise ExperimentError(f"{folder} cannot go on: its checkpoint {path.name} is missing")
+    if model_hash(load_checkpoint(path.read_bytes()).arrays) != records.model_sha256(done):
+        raise ExperimentError(f"{folder} cannot go on: {path.name} is not the model that round {done} ended with")
+
+
+def _free_name(experiment: Experiment, runs: Path) -> str:
+    """Return rule-data, or the first rule-data-2, -3, … that is free."""
+    parts = (experiment.rule.rpartition(":")[2], Path(experiment.data.rpartition(":")[2]).stem)
+    stem = "-".join(part.lower().replace("/", "-") for part in parts)
+    name, number = stem, 2
+    while (runs / name).exists():
+        name, number = f"{stem}-{number}", number + 1
+    return name

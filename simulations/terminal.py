@@ -1,0 +1,107 @@
+"""What a run looks like in a terminal: a line a round, a progress bar under them, a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .experiment import Experiment
+from .report import format_bytes, format_percent
+
+# (heading, width, value of a round's row and its clients); widths sum to less than 80 with the gaps between
+COLUMNS = (
+    ("round", 9, lambda row, clients, rounds: f"{row['round']}/{rounds}"),
+    ("accuracy", 8, lambda row, clients, rounds: format_percent(row.get("accuracy"))),
+    ("clients", 8, lambda row, clients, rounds: format_percent(row.get("client_accuracy"))),
+    ("loss", 8, lambda row, clients, rounds: _loss(row.get("train_loss"))),
+    ("peak/client", 11, lambda row, clients, rounds: format_bytes(_largest(clients, "peak_bytes"))),
+    ("up/client", 10, lambda row, clients, rounds: format_bytes(_largest(clients, "bytes_up"))),
+    ("failed", 6, lambda row, clients, rounds: str(row["failed"]) if row["failed"] else "–"),
+    ("time", 7, lambda row, clients, rounds: f"{row['seconds']:.2f} s"),
+)
+
+
+class Watcher:
+    """Shows a run on a console while it goes on. Use as a context manager.
+
+    Args:
+        console: where to write.
+        experiment: what is running.
+        done: rounds that were there before.
+    """
+
+    def __init__(self, console: Console, experiment: Experiment, done: int = 0) -> None:
+        self.console, self.rounds = console, experiment.rounds
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        sampled = experiment.sampled()
+        self.task = self.progress.add_task("clients", total=(experiment.rounds - max(done, 0)) * sampled)
+        self.console.print("  ".join(f"{name:>{width}}" for name, width, _ in COLUMNS), style="bold", highlight=False)
+
+    def __enter__(self) -> Watcher:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def client_done(self) -> None:
+        """Move the bar by one client."""
+        if self.progress.tasks[0].completed < self.progress.tasks[0].total:
+            self.progress.advance(self.task)
+
+    def round_started(self, server_round: int, clients: int) -> None:
+        """Name the round beside the bar."""
+        self.progress.update(self.task, description=f"round {server_round}/{self.rounds}")
+
+    def round_done(self, row: Mapping[str, Any], clients: list[dict[str, Any]]) -> None:
+        """Print the round's line."""
+        line = "  ".join(f"{value(row, clients, self.rounds):>{width}}" for _, width, value in COLUMNS)
+        self.progress.console.print(line, highlight=False)
+        for client in clients:
+            if client["status"] != "ok":
+                reason = f"client {client['client']} {client['status']}: {client['reason']}"
+                self.progress.console.print(f"  {reason}", style="yellow", highlight=False)
+
+
+def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
+    """Return the table that ends a run."""
+    table = Table(title=f"{summary['name']}: {experiment.rule} on {experiment.data}", show_header=False, expand=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right")
+    up, down = summary["bytes_up_client"], summary["bytes_down_client"]
+    rows = (
+        ("test accuracy", format_percent(summary["accuracy"])),
+        ("test loss", _loss(summary["loss"])),
+        ("client accuracy (held-out, mean)", format_percent(summary["client_accuracy"])),
+        ("peak memory of a step, median client", format_bytes(summary["peak_bytes_median"])),
+        ("peak memory of a step, largest client", format_bytes(summary["peak_bytes_max"])),
+        ("sent up per client and round", format_bytes(up)),
+        ("sent down per client and round", format_bytes(down)),
+        ("sent up in total", format_bytes(summary["bytes_up_total"])),
+        ("sent down in total", format_bytes(summary["bytes_down_total"])),
+        ("client rounds (failed)", f"{summary['client_rounds']} ({summary['failed']})"),
+        ("time", f"{summary['seconds']:.1f} s"),
+    )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _largest(clients: list[dict[str, Any]], column: str) -> int | None:
+    return max((client[column] for client in clients if client.get(column)), default=None)
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

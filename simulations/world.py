@@ -1,0 +1,250 @@
+"""From an experiment to the things it names: rule, network, data, clients, strategy.
+
+Everything that can be wrong with an experiment is found here, before a run's folder exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp.strategy import FedAvg, Strategy
+
+from .. import protocol
+from ..algorithms import MODELS, RULES, Network, NetworkError, Rule, RuleError
+from ..client import Client, Trainer
+from ..server.rounds import Plan
+from ..server.strategies import STRATEGIES, FedScalar
+from .datasets import DataSet, load, partition, split
+from .experiment import Experiment, ExperimentError, choose, from_mapping, from_run_config
+
+
+@dataclass(frozen=True)
+class World:
+    """All that an experiment needs to run, on any engine."""
+
+    experiment: Experiment
+    trainer: Trainer
+    data: DataSet
+    partitions: list[torch.Tensor]  # rows of the training data, one tensor a client
+
+    def client(self, index: int) -> Client:
+        """Return client `index`, whose data are views of the data set."""
+        rows = self.partitions[index]
+        train, test = split(rows, self.experiment.holdout, self.experiment.seed, index)
+        return Client(index, self.trainer, self.data.train.subset(train), self.data.train.subset(test))
+
+    def initial(self) -> ArrayRecord:
+        """Return the initial model as the server sends it."""
+        return protocol.encode_params(self.trainer.initial_params())
+
+    def evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
+        """Return (loss, accuracy) of a model on the server's test set."""
+        result = self.trainer.evaluate(protocol.decode_params(arrays), self.data.test)
+        return result.loss, result.accuracy
+
+    def plan(self) -> Plan:
+        """Return what the round loop needs to know."""
+        e = self.experiment
+        return Plan(
+            e.rule, e.seed, e.rounds, e.clients, e.epochs, e.batch_size, self.trainer.rule.lr,
+            e.lr_schedule, e.evaluate_every,
+        )  # fmt: skip
+
+    def strategy(self) -> Strategy:
+        """Return a new strategy that samples as many clients a round as the experiment says."""
+        return build_strategy(self.experiment, self.trainer.rule)
+
+
+def build(experiment: Experiment) -> World:
+    """Make the world of an experiment.
+
+    Raises:
+        ExperimentError, DataError, RuleError, NetworkError: one line each, naming the remedy.
+    """
+    torch.set_num_threads(experiment.threads)
+    rule = build_rule(experiment)
+    data = build_data(experiment)
+    net = build_network(experiment, data)
+    rule.check(net)
+    partitions = partition(data, experiment.partition, experiment.clients, experiment.seed)
+    world = World(experiment, Trainer(rule, net, experiment.seed), data, partitions)
+    world.strategy()  # so that its errors come now
+    return world
+
+
+def resolved(experiment: Experiment) -> Experiment:
+    """Return the experiment with every default that depends on its rule written out."""
+    rule = build_rule(experiment)
+    strategy = experiment.strategy
+    if strategy == "auto":
+        strategy = "fedscalar" if rule.exchange == "scalars" else "fedavg"
+    return experiment.replace(lr=rule.lr, strategy=strategy)
+
+
+@lru_cache(maxsize=2)
+def _world_of(run_config: tuple[tuple[str, Any], ...]) -> World:
+    return build(from_run_config(dict(run_config)))
+
+
+def load_client(context: Context) -> Client:
+    """Return the client of a node's context: the loader of our ClientApp. The world is made once a process."""
+    return _world_of(tuple(sorted(context.run_config.items()))).client(int(context.node_config["partition-id"]))
+
+
+def build_rule(experiment: Experiment) -> Rule:
+    """Return the rule an experiment names, with its options and learning rate."""
+    options = dict(experiment.set.get("rule", {}))
+    if experiment.lr is not None:
+        options["lr"] = experiment.lr
+    rule = named("rule", experiment.rule, RULES)
+    if isinstance(rule, Rule):
+        return dataclasses.replace(rule, **checked_options("rule", type(rule), options))
+    if not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise ExperimentError(f"rule '{experiment.rule}' is not a fedforward.algorithms.Rule")
+    return rule(**checked_options("rule", rule, options))
+
+
+def build_data(experiment: Experiment) -> DataSet:
+    """Return the data set an experiment names."""
+    options = dict(experiment.set.get("data", {}))
+    if is_reference(experiment.data):
+        make = named("data", experiment.data, {})
+        data = make(**checked_options("data", make, options)) if callable(make) else make
+        if not isinstance(data, DataSet):
+            raise ExperimentError(f"data '{experiment.data}' is not a fedforward.simulations.datasets.DataSet")
+        return data
+    return load(experiment.data, **checked_options("data", load, options, given=("name", "seed")), seed=experiment.seed)
+
+
+def build_network(experiment: Experiment, data: DataSet) -> Network:
+    """Return the network an experiment names, fitted to the data's shape and classes."""
+    model = named("model", experiment.model, MODELS)
+    if isinstance(model, torch.nn.Module):
+        return Network(model, data.shape, data.classes)
+    options = checked_options("model", model, experiment.set.get("model", {}), given=("shape", "classes"))
+    return Network(lambda: model(data.shape, data.classes, **options), data.shape, data.classes)
+
+
+def build_strategy(experiment: Experiment, rule: Rule) -> Strategy:
+    """Return the strategy an experiment names, sampling and evaluating as it says."""
+    name = experiment.strategy
+    if name == "auto":
+        name = "fedscalar" if rule.exchange == "scalars" else "fedavg"
+    kind = named("strategy", name, STRATEGIES)
+    options = dict(experiment.set.get("strategy", {}))
+    if isinstance(kind, Strategy):
+        return kind
+    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
+        raise ExperimentError(f"strategy '{name}' is not a flwr.serverapp.strategy.Strategy")
+    scalars = getattr(kind, "exchange", "scalars" if issubclass(kind, FedScalar) else "weights")
+    if scalars != rule.exchange:
+        remedy = "fedscalar" if rule.exchange == "scalars" else "fedavg"
+        raise ExperimentError(
+            f"{experiment.rule} sends {rule.exchange}, which {name} cannot aggregate: use --strategy {remedy}"
+        )
+    if issubclass(kind, FedAvg):
+        options = _sampling(experiment) | options
+    if issubclass(kind, FedScalar):
+        options |= {"rule": rule, "seed": experiment.seed}
+    try:
+        return kind(**checked_options("strategy", kind, options))
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ExperimentError(f"strategy {name}: {error}") from None
+
+
+def _sampling(experiment: Experiment) -> dict[str, Any]:
+    """Return FedAvg's options that train the sampled clients of a round and evaluate all clients."""
+    sampled, clients = experiment.sampled(), experiment.clients
+    return {
+        "fraction_train": sampled / clients,
+        "min_train_nodes": sampled,
+        "min_available_nodes": sampled,
+        "fraction_evaluate": 1.0,
+        "min_evaluate_nodes": clients,
+    }
+
+
+def is_reference(name: str) -> bool:
+    """Return whether a name is `module:object` or `file.py:object`."""
+    module, colon, attribute = name.rpartition(":")
+    return bool(colon) and attribute.isidentifier() and bool(module) and (module.endswith(".py") or "/" not in module)
+
+
+def named(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    """Return what a built-in name or a `module:object` stands for.
+
+    Raises:
+        ExperimentError: for an unknown name (with the near ones), module or object.
+    """
+    if not is_reference(name):
+        choose(what, name, known)
+        return known[name]
+    module_name, _, attribute = name.rpartition(":")
+    try:
+        module = _import(module_name)
+    except ImportError as error:
+        raise ExperimentError(f"{what} '{name}': cannot import {module_name} ({error})") from None
+    if not hasattr(module, attribute):
+        there = [key for key in vars(module) if not key.startswith("_")]
+        choose(f"object in {module_name}", attribute, there)
+    return getattr(module, attribute)
+
+
+def _import(name: str) -> Any:
+    """Import a module by name, from the current folder too, or a file by its path."""
+    if not name.endswith(".py"):
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise ImportError("there is no such file")
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
+        return sys.modules[path.stem]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def checked_options(
+    part: str, make: Callable[..., Any], options: Mapping[str, Any], given: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return `options` if `make` takes them, with whole numbers made floats where a float is the default.
+
+    Raises:
+        ExperimentError: for an option that `make` does not take, with the near ones, or of another type than its
+            default.
+    """
+    parameters = {k: p for k, p in inspect.signature(make).parameters.items() if k not in given}
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for base in inspect.getmro(make) if isinstance(make, type) else ():
+            parameters |= inspect.signature(base.__init__).parameters
+    names = [k for k, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and k != "self"]
+    result = {}
+    for key, value in options.items():
+        choose(f"option of {part}", key, names)
+        default = parameters[key].default
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        simple = isinstance(default, bool | int | float | str)
+        if simple and type(value) is not type(default):
+            wanted = type(default).__name__
+            raise ExperimentError(f"option {part}.{key} must be of type {wanted} (default {default!r}), not {value!r}")
+        result[key] = value
+    return result
+
+
+__all__ = ["NetworkError", "RuleError", "World", "build", "from_mapping", "load_client", "resolved"]
