@@ -544,7 +544,7 @@ def _write(path: Path, save: Callable[[Any], None]) -> None:
 
 
 def _pick(known: Iterable[str], named: str | None, usual: Iterable[str], keyword: str) -> str | None:
-    """Return the column that was `named`, else the first `usual` one there is, else None; DataError if it is not there."""
+    """Return the column that was `named`, else the first `usual` one, else None; DataError if it is absent."""
     if named is None:
         return next((column for column in usual if column in known), None)
     if named not in known:
