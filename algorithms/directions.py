@@ -52,7 +52,10 @@ class Directions:
     def add(self, params: Tensors, k: int, c: float | Tensor, chunk: int) -> None:
         """Add c · z_k to `params` in place, slice by slice; c is a number or a 0-dim tensor."""
         for part, signs in self.slices(params, k, chunk):
-            part.add_(signs.mul_(c))
+            if isinstance(c, Tensor):
+                part.addcmul_(signs, c)  # unlike signs.mul_(c), it also takes one c per client under vmap
+            else:
+                part.add_(signs, alpha=c)
 
     def _stream(self, k: int) -> np.random.Philox:
         # Word 0 of the counter runs through the direction; the others name it.

@@ -46,8 +46,8 @@ class Network:
         classes: number of classes.
 
     Raises:
-        NetworkError: if it is not a Sequential, holds batch normalisation or dropout, or its scores are not
-            (batch, classes).
+        NetworkError: if it is not a Sequential, holds batch normalisation, dropout or another layer with buffers, or
+            its scores are not (batch, classes).
     """
 
     def __init__(
@@ -121,9 +121,14 @@ class Network:
         return a, pull_dense
 
     def dense(self, i: int) -> tuple[str, type[nn.Module]] | None:
-        """Return (name of the linear layer, activation) if block `i` is [Flatten] Linear [activation], else None."""
+        """Return (name of the linear layer, activation) if block `i` is [Flatten] Linear [activation], else None.
+
+        A linear layer that maps the last of several dimensions is not one: its output is no vector.
+        """
         layers = [(n, m) for n, m in self.blocks[i].named_children() if not isinstance(m, nn.Flatten)]
         if not layers or type(layers[0][1]) is not nn.Linear or len(layers) > 2:
+            return None
+        if self.sizes[i] != (layers[0][1].out_features,):
             return None
         activation = type(layers[1][1]) if len(layers) == 2 else nn.Identity
         return (layers[0][0], activation) if activation in ACTIVATIONS else None
@@ -183,7 +188,11 @@ def _refuse(module: nn.Module) -> None:
             f"{type(module).__name__} mixes samples and keeps statistics outside the parameters: use nn.GroupNorm"
         )
     if isinstance(module, nn.modules.dropout._DropoutNd):
-        raise NetworkError(f"{type(module).__name__} draws from the global generator, so runs would not repeat")
+        raise NetworkError(
+            f"{type(module).__name__} draws from the global generator, so runs would not repeat: take it out"
+        )
+    if any(True for _ in module.buffers(recurse=False)):
+        raise NetworkError(f"{type(module).__name__} keeps state outside the parameters: use a layer without buffers")
 
 
 def _describe(block: nn.Sequential) -> str:

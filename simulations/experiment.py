@@ -41,7 +41,7 @@ class Experiment:
     clients_per_round: int = 0  # 0: all
     rounds: int = 30
     epochs: int = 2  # local epochs a round
-    batch_size: int = 16
+    batch_size: int = 10
     lr: float | None = None  # None: the rule's own
     lr_schedule: str = "constant"  # over rounds
     strategy: str = "auto"  # fedavg, or fedscalar for a rule that sends scalars

@@ -30,6 +30,8 @@ class Backprop(GradientRule):
     paper: ClassVar[str] = "Rumelhart, Hinton & Williams, Nature 323, 1986"
     autograd: ClassVar[str] = "whole network"
 
+    lr: float = 0.3
+
     def init(self, net: Network, seed: int) -> State:
         """Return the network's own initial weights."""
         params = net.init(seed)

@@ -85,11 +85,11 @@ class ForwardForward(GradientRule):
         return torch.from_numpy(rng.integers(1, classes, batch_size))
 
     def init(self, net: Network, seed: int) -> State:
-        """Return weights N(0, 1/n_out) and zero biases of the hidden blocks, and running means "{l}.mean"."""
+        """Return weights N(0, 1/n_out), zero biases and unit norms of the hidden blocks, and running means "{l}.mean"."""
         template, params = net.init(seed), {}
         for i in net.hidden:
             for j, key in enumerate(net.keys(i)):
-                params[key] = torch.zeros_like(template[key])
+                params[key] = template[key].zero_() if key.endswith("bias") else template[key]
                 if template[key].dim() > 1:
                     draws = generator(seed, Purpose.INIT, i, j).standard_normal(template[key].shape)
                     params[key] = torch.from_numpy(draws / template[key].shape[0] ** 0.5).to(template[key].dtype)
