@@ -1,15 +1,18 @@
 """The command line: fedforward run | rules | report.
 
 Results go to standard output (one JSON object with `--json`), everything else to standard error. Exit code 0 is a
-finished run, 2 a mistake in what was asked (one line says which and what to do), 130 an interrupted run.
+finished run, 2 a mistake in what was asked (one line says which and what to do), 130 an interrupted run. With
+FEDFORWARD_DEBUG=1 the tracebacks behind such lines are printed too.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,18 +24,20 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .. import __version__
-from ..algorithms import RULES, NetworkError, RuleError
-from ..server.records import read_run
-from ..server.rounds import AllClientsFailed
-from .datasets import DataError
-from .experiment import Experiment, ExperimentError, from_mapping, from_toml, parse_options
-from .report import summarise, write_report
+from ..algorithms import RULES
+from ..server.records import NotARun, RunInUse, read_run
+from ..server.rounds import RunFailed
+from . import world as worlds
+from .experiment import Experiment, ExperimentError, from_toml
+from .report import write_report
 from .run import RUNS, execute, reopen, start
-from .terminal import Watcher, final_table
+from .summary import summarise
+from .terminal import Watcher, final_table, headline, say
 
-MISTAKES = (ExperimentError, DataError, RuleError, NetworkError, AllClientsFailed)
+MISTAKES = (*worlds.MISTAKES, RunFailed, RunInUse)
 
 app = typer.Typer(
     help="Federated edge learning without backpropagation: true memory, bytes and accuracy of every client.",
@@ -93,27 +98,20 @@ def run(
         "evaluate-every": evaluate_every, "seed": seed, "engine": engine, "threads": threads, "name": name,
     }  # fmt: skip
     flags = {key: value for key, value in flags.items() if value is not None}
-    console = Console(stderr=True)
-    if resume is not None:
-        _refuse_flags_with_resume(flags, options, experiment)
-        world, folder = reopen(resume)
-    else:
-        world, folder = start(_experiment(experiment, flags, options or []), runs_dir)
-    done = read_run(folder).rounds["round"].max() if resume else 0
-    e = world.experiment
-    console.print(
-        f"{e.rule} on {e.data} ({e.partition}), {e.model}: {e.sampled()} of {e.clients} clients,"
-        f" {e.rounds} rounds of {e.epochs} epochs, {e.strategy}, seed {e.seed}",
-        highlight=False,
-        markup=False,
-    )
+    console, folder = Console(stderr=True), resume
     try:
-        with Watcher(console, e, 0 if done != done else int(done)) as watcher:
+        if resume is not None:
+            _refuse_flags_with_resume(flags, options, experiment)
+            world, folder = reopen(resume)
+        else:
+            world, folder = start(from_toml(experiment, flags, options or []), runs_dir)
+        say(console, headline(world.experiment))
+        with Watcher(console, world.experiment, summarise(read_run(folder))["rounds"] or 0) as watcher:
             execute(world, folder, watcher, watcher.client_done)
     except KeyboardInterrupt:
-        console.print(f"interrupted; go on with: fedforward run --resume {folder}", highlight=False, markup=False)
+        say(console, "interrupted" + (f"; go on with: fedforward run --resume {folder}" if folder else ""))
         raise typer.Exit(130) from None
-    _show_result(console, e, folder, as_json)
+    _show_result(world.experiment, folder, as_json)
 
 
 @app.command()
@@ -131,14 +129,15 @@ def rules(as_json: Json = False) -> None:
         for rule in RULES.values()
     ]
     if as_json:
-        print(json.dumps({"rules": described}))
+        _print_json({"rules": described})
         return
-    table = Table(expand=False)
-    for heading in ("name", "family", "what travels", "autograd", "paper"):
-        table.add_column(heading, no_wrap=heading == "name", overflow="fold")
-    for rule in described:
-        table.add_row(*(rule[key] for key in ("name", "family", "travels", "autograd", "paper")))
-    Console().print(table)
+    for family, members in groupby(described, key=lambda rule: rule["family"]):
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(min_width=max(len(rule["name"]) for rule in described), style="bold", no_wrap=True)
+        for rule in members:
+            facts = f"sends {rule['travels']}; autograd: {rule['autograd']}"
+            table.add_row(rule["name"], Text.assemble(facts, "\n", (rule["paper"], "dim")))
+        Console().print(Text(family, "cyan"), table, "", sep="\n", highlight=False)
 
 
 @app.command()
@@ -151,21 +150,16 @@ def report(
     for folder in runs:
         try:
             read_run(folder)
-        except FileNotFoundError as error:
+        except NotARun as error:
             raise ExperimentError(f"{error}: name a folder under {RUNS}/") from None
-    path = write_report(runs, output)
-    print(json.dumps({"path": str(path)}) if as_json else path)
-
-
-def _experiment(path: Path | None, flags: dict[str, Any], options: list[str]) -> Experiment:
-    """Return the experiment of a file (or the defaults) with flags and options laid over it."""
-    base = from_toml(path) if path else Experiment()
-    flagged = from_mapping(flags)  # checks types and names, before it is merged
-    merged = {part: dict(table) for part, table in base.set.items()}
-    for part, table in parse_options(options).items():
-        merged.setdefault(part, {}).update(table)
-    fields = {key.replace("-", "_") for key in flags}
-    return base.replace(**{key: getattr(flagged, key) for key in fields}, set=merged)
+    try:
+        path = write_report(runs, output)
+    except OSError as error:
+        raise ExperimentError(f"cannot write the report ({error.strerror}): choose another --output") from None
+    if as_json:
+        _print_json({"path": str(path)})
+    else:
+        print(path)
 
 
 def _refuse_flags_with_resume(flags: dict[str, Any], options: list[str] | None, experiment: Path | None) -> None:
@@ -174,23 +168,38 @@ def _refuse_flags_with_resume(flags: dict[str, Any], options: list[str] | None, 
         raise ExperimentError(f"--resume goes on with the run's own experiment: drop {', '.join(given)}")
 
 
-def _show_result(console: Console, experiment: Experiment, folder: Path, as_json: bool) -> None:
+def _show_result(experiment: Experiment, folder: Path, as_json: bool) -> None:
     summary = summarise(read_run(folder)) | {"name": experiment.name}
     page = folder / "report.html"
     if as_json:
-        print(json.dumps(summary | {"path": str(folder), "report": str(page)}))
+        _print_json(summary | {"path": str(folder), "report": str(page)})
         return
     Console().print(final_table(experiment, summary))
     print(f"report: {page}")
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    """Print one JSON object; what is not finite is null, since JSON knows no NaN."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    print(json.dumps(finite, allow_nan=False))
 
 
 def main() -> None:
     """Run the command line; a mistake is one line on standard error and exit code 2."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("fedforward").setLevel(logging.INFO)
+    logging.getLogger("fedforward").setLevel(logging.DEBUG if os.environ.get("FEDFORWARD_DEBUG") else logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that knows no "–"
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except MISTAKES as mistake:
+        logging.getLogger("fedforward").debug("%s", mistake, exc_info=True)
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(' '.join(str(mistake).split()))}")
         sys.exit(2)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -74,8 +74,8 @@ class Experiment:
             raise ExperimentError(f"lr must be positive and finite, not {self.lr:g}")
         choose("lr-schedule", self.lr_schedule, SCHEDULES)
         choose("engine", self.engine, ENGINES)
-        if "/" in self.name or self.name in (".", ".."):
-            raise ExperimentError(f"name must be a plain folder name, not '{self.name}'")
+        if "/" in self.name or self.name.startswith(".") or not self.name.isprintable():
+            raise ExperimentError(f"name must be a plain folder name that does not begin with a dot, not {self.name!r}")
         for part in self.set:
             choose("part in set", part, PARTS)
 
@@ -97,14 +97,14 @@ class Experiment:
         config = {_dashed(key): getattr(self, key) for key in FIELDS if key != "set"}
         config = {key: value for key, value in config.items() if value is not None}
         options = [
-            shlex.quote(f"{part}.{key}={tomli_w.dumps({'v': value})[4:].strip()}")
+            shlex.quote(f"{part}.{key}={tomli_w.dumps({'v': value}).partition('=')[2].strip()}")
             for part, table in self.set.items()
             for key, value in table.items()
         ]
         return config | {"set": " ".join(options)}
 
 
-FIELDS = {key: kind for key, kind in get_type_hints(Experiment).items()}
+FIELDS = get_type_hints(Experiment)
 
 
 def from_mapping(values: Mapping[str, Any]) -> Experiment:
@@ -118,23 +118,27 @@ def from_mapping(values: Mapping[str, Any]) -> Experiment:
     for key, value in values.items():
         choose("setting", key, known)
         fields[known[key]] = value
-    if isinstance(fields.get("set"), str):
-        fields["set"] = parse_options(shlex.split(fields["set"]))
+    if "set" in fields:
+        fields["set"] = _tables(fields["set"])
     return Experiment(**fields)
 
 
-def from_toml(path: Path) -> Experiment:
-    """Read an experiment file.
+def from_toml(path: Path | None, flags: Mapping[str, Any] | None = None, options: Iterable[str] = ()) -> Experiment:
+    """Return the experiment of a file (None: the defaults) with flags and options laid over it.
+
+    Args:
+        path: the experiment file.
+        flags: values by dashed name.
+        options: assignments `part.key=value`.
 
     Raises:
-        ExperimentError: if the file is missing, is not TOML or describes no experiment.
+        ExperimentError: if the file is missing or not TOML, or all together describe no experiment.
     """
-    try:
-        return from_mapping(tomllib.loads(path.read_text()))
-    except OSError:
-        raise ExperimentError(f"there is no experiment file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path} is not TOML: {error}") from None
+    values = _read(path) if path else {}
+    merged = _tables(values.get("set", {}))
+    for part, table in parse_options(options).items():
+        merged.setdefault(part, {}).update(table)
+    return from_mapping(values | dict(flags or {}) | {"set": merged})
 
 
 def from_run_config(config: Mapping[str, Any]) -> Experiment:
@@ -165,6 +169,28 @@ def parse_options(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
     return options
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Return the values of an experiment file."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path} is not TOML: {error}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExperimentError(f"cannot read the experiment file {path}: {reason}") from None
+
+
+def _tables(options: Any) -> dict[str, dict[str, Any]]:
+    """Return options as a table a part, from such tables or from one string of assignments."""
+    if not isinstance(options, str):
+        return _typed("set", options, FIELDS["set"])
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise ExperimentError(f"set wants part.key=value words, as in rule.momentum=0.9: {error}") from None
+    return parse_options(words)
+
+
 def choose(what: str, name: str, known: Iterable[str]) -> None:
     """Raise ExperimentError if `name` is not known, naming the near ones and all there are."""
     known = list(known)
@@ -189,6 +215,10 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
         raise ExperimentError(f"{_dashed(key)} must be {wanted}, not {value!r}")
     if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
         raise ExperimentError("set must hold a table for each part, as in [set.rule] momentum = 0.9")
+    for part, table in value.items():
+        for option, given in table.items():
+            if isinstance(given, dict) or given != given:
+                raise ExperimentError(f"option {part}.{option} must be a value or a list of values, not {given}")
     return {part: {k.replace("-", "_"): v for k, v in table.items()} for part, table in value.items()}
 
 

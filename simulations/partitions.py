@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..algorithms.seeds import Purpose, generator, integer_seed
-from .datasets import DataError, near
+from .refusal import DataError, near
 
 
 class Partition(NamedTuple):

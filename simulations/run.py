@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import shutil
+import sqlite3
 import sys
 import tomllib
 from collections.abc import Callable
@@ -18,8 +20,8 @@ from flwr.app import Context
 from .. import __version__
 from ..client import make_client_app
 from ..server.checkpoint import load as load_checkpoint
-from ..server.records import DATABASE, EXPERIMENT, Records
-from ..server.rounds import AllClientsFailed, Job, Observer, model_hash, run_rounds
+from ..server.records import EXPERIMENT, NotARun, Records, read_run, write_atomically
+from ..server.rounds import Job, Observer, RunFailed, model_hash, run_rounds
 from .engines.inline import InlineGrid
 from .experiment import Experiment, ExperimentError, from_mapping, from_run_config
 from .report import write_report
@@ -40,21 +42,12 @@ def start(experiment: Experiment, runs: Path = RUNS) -> tuple[World, Path]:
     if not experiment.name:
         experiment = experiment.replace(name=_free_name(experiment, runs))
     folder = runs / experiment.name
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ExperimentError(
             f"{folder} exists: choose another --name, or go on with it by `fedforward run --resume {folder}`"
         )
     world = build(experiment)
-    making = runs / f".{experiment.name}.{os.getpid()}"
-    try:
-        records = Records(making)
-        records.start(experiment.name, experiment.to_toml(), __version__, environment())
-        records.close()
-        (making / EXPERIMENT).write_text(experiment.to_toml())
-        making.rename(folder)
-    except OSError as error:
-        shutil.rmtree(making, ignore_errors=True)
-        raise ExperimentError(f"cannot write {folder}: {error.strerror}") from None
+    _make(folder, experiment)
     return world, folder
 
 
@@ -63,25 +56,28 @@ def reopen(folder: Path) -> tuple[World, Path]:
 
     Raises:
         ExperimentError: if the folder holds no run, another's, or a finished one.
+        RunInUse: if another process is at it.
     """
-    if not (folder / DATABASE).is_file():
-        raise ExperimentError(f"{folder} holds no run (no {DATABASE} in it): name a folder under {RUNS}/")
-    records = Records(folder)
     try:
-        status, text = records.status(), records.experiment()
-        if status is None or text is None:
-            raise ExperimentError(f"{folder} is not a run of this program: its database has no run in it")
-        if status == "finished":
-            raise ExperimentError(
-                f"{folder} is finished: to run it again, `fedforward run {folder / EXPERIMENT} --name NEW-NAME`"
-            )
-        file = folder / EXPERIMENT
-        if file.is_file() and file.read_text() != text:
-            raise ExperimentError(f"{file} differs from the experiment this run began with: restore it, or start anew")
+        info = read_run(folder).info
+    except NotARun as error:
+        raise ExperimentError(f"{error}: name a folder under {RUNS}/") from None
+    if not info:
+        raise ExperimentError(f"{folder} cannot go on: its database has no run in it")
+    if info["status"] == "finished":
+        raise ExperimentError(
+            f"{folder} is finished: to run it again, `fedforward run {folder / EXPERIMENT} --name NEW-NAME`"
+        )
+    file = folder / EXPERIMENT
+    if file.is_file() and file.read_text(errors="replace") != info["experiment"]:
+        raise ExperimentError(f"{file} differs from the experiment this run began with: restore it, or start anew")
+    records = Records(folder)  # first of all the lock: a run that goes on cannot be judged
+    try:
+        world = build(from_mapping(tomllib.loads(info["experiment"])))  # imports what the checkpoint may name
         _check_checkpoint(folder, records)
     finally:
         records.close()
-    return build(from_mapping(tomllib.loads(text))), folder
+    return world, folder
 
 
 def execute(
@@ -90,7 +86,8 @@ def execute(
     """Run a world's experiment to its end on its engine, and write the report.
 
     Raises:
-        AllClientsFailed: if a round ended without a single update; the run is marked failed.
+        RunFailed: if a round ended without a single update, or the disk is full; the run can be resumed.
+        RunInUse: if another process is at it.
     """
     e = world.experiment
     job = _job(world, folder, observer)
@@ -98,12 +95,16 @@ def execute(
     grid = InlineGrid(client_app, e.clients, e.to_run_config(), on_reply)
     try:
         run_rounds(job, grid)
-    except AllClientsFailed:
+        job.records.finish()
+        write_report([folder])
+    except RunFailed:
         job.records.finish("failed")
         write_report([folder])
         raise
-    else:
-        finish(job)
+    except BrokenPipeError:  # nobody reads what the observer prints
+        raise
+    except (OSError, sqlite3.OperationalError) as error:
+        raise RunFailed(f"cannot write {folder} ({error}): go on with fedforward run --resume {folder}") from error
     finally:
         job.records.close()
 
@@ -115,10 +116,10 @@ def prepare(context: Context) -> Job:
 
 
 def finish(job: Job) -> None:
-    """Mark a run finished and write its report."""
+    """Mark a Flower run finished, write its report and say where it is: our ServerApp's end."""
     job.records.finish()
-    report = write_report([job.records.folder])
-    print(f"finished: {report}", file=sys.stderr)
+    job.records.close()
+    print(f"finished: {write_report([job.records.folder])}", file=sys.stderr)
 
 
 def environment() -> dict[str, str]:
@@ -132,8 +133,27 @@ def environment() -> dict[str, str]:
     }
 
 
+def _make(folder: Path, experiment: Experiment) -> None:
+    """Make the folder of a new run, whole or not at all."""
+    making = folder.parent / f".{folder.name}.{os.getpid()}"
+    try:
+        records = Records(making)
+        records.start(experiment.name, experiment.to_toml(), __version__, environment())
+        records.close()
+        write_atomically(making / EXPERIMENT, experiment.to_toml().encode())
+        making.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(making, ignore_errors=True)
+        if not isinstance(error, OSError | sqlite3.Error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise ExperimentError(f"cannot write {folder} ({reason}): choose another --runs-dir or --name") from None
+
+
 def _job(world: World, folder: Path, observer: Observer | None) -> Job:
-    return Job(world.plan(), world.strategy(), world.initial(), world.evaluate, Records(folder), observer)
+    records = Records(folder)
+    records.go_on()
+    return Job(world.plan(), world.strategy(), world.initial(), world.evaluate, records, observer)
 
 
 def _check_checkpoint(folder: Path, records: Records) -> None:
@@ -143,9 +163,15 @@ def _check_checkpoint(folder: Path, records: Records) -> None:
         return
     path = records.checkpoint_path(done)
     if not path.is_file():
-        raise ExperimentError(f"{folder} cannot go on: its checkpoint {path.name} is missing")
-    if model_hash(load_checkpoint(path.read_bytes()).arrays) != records.model_sha256(done):
-        raise ExperimentError(f"{folder} cannot go on: {path.name} is not the model that round {done} ended with")
+        raise ExperimentError(f"{folder} cannot go on: its checkpoint {path.name} is missing, so start anew")
+    try:
+        same = model_hash(load_checkpoint(path.read_bytes()).arrays) == records.model_sha256(done)
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError):
+        same = False
+    if not same:
+        raise ExperimentError(
+            f"{folder} cannot go on: {path.name} is not the model that round {done} ended with, so start anew"
+        )
 
 
 def _free_name(experiment: Experiment, runs: Path) -> str:

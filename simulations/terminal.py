@@ -6,23 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .experiment import Experiment
-from .report import format_bytes, format_percent
+from .formats import NOTHING, format_bytes, format_number, format_percent, format_seconds
 
-# (heading, width, value of a round's row and its clients); widths sum to less than 80 with the gaps between
+# (heading, width, value of a round's row and its clients); with the gaps between, a line fits 80 columns
 COLUMNS = (
     ("round", 9, lambda row, clients, rounds: f"{row['round']}/{rounds}"),
     ("accuracy", 8, lambda row, clients, rounds: format_percent(row.get("accuracy"))),
-    ("clients", 8, lambda row, clients, rounds: format_percent(row.get("client_accuracy"))),
+    ("clients", 7, lambda row, clients, rounds: format_percent(row.get("client_accuracy"))),
     ("loss", 8, lambda row, clients, rounds: _loss(row.get("train_loss"))),
-    ("peak/client", 11, lambda row, clients, rounds: format_bytes(_largest(clients, "peak_bytes"))),
-    ("up/client", 10, lambda row, clients, rounds: format_bytes(_largest(clients, "bytes_up"))),
+    ("memory", 11, lambda row, clients, rounds: format_bytes(_largest(clients, "peak_bytes"))),
+    ("sent up", 11, lambda row, clients, rounds: format_bytes(_largest(clients, "bytes_up"))),
     ("failed", 6, lambda row, clients, rounds: str(row["failed"]) if row["failed"] else "–"),
-    ("time", 7, lambda row, clients, rounds: f"{row['seconds']:.2f} s"),
+    ("time", 6, lambda row, clients, rounds: _seconds(row["seconds"])),
 )
+MOST_FAILURES = 5  # told of one round; the report holds them all
 
 
 class Watcher:
@@ -44,10 +46,11 @@ class Watcher:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         sampled = experiment.sampled()
         self.task = self.progress.add_task("clients", total=(experiment.rounds - max(done, 0)) * sampled)
-        self.console.print("  ".join(f"{name:>{width}}" for name, width, _ in COLUMNS), style="bold", highlight=False)
+        say(console, "  ".join(f"{name:>{width}}" for name, width, _ in COLUMNS), style="bold")
 
     def __enter__(self) -> Watcher:
         self.progress.start()
@@ -67,23 +70,36 @@ class Watcher:
 
     def round_done(self, row: Mapping[str, Any], clients: list[dict[str, Any]]) -> None:
         """Print the round's line."""
-        line = "  ".join(f"{value(row, clients, self.rounds):>{width}}" for _, width, value in COLUMNS)
-        self.progress.console.print(line, highlight=False)
-        for client in clients:
-            if client["status"] != "ok":
-                reason = f"client {client['client']} {client['status']}: {client['reason']}"
-                self.progress.console.print(f"  {reason}", style="yellow", highlight=False)
+        say(self.console, "  ".join(f"{value(row, clients, self.rounds):>{width}}" for _, width, value in COLUMNS))
+        failures = [client for client in clients if client["status"] != "ok"]
+        for client in failures[:MOST_FAILURES]:
+            say(self.console, f"  client {client['client']} {client['status']}: {client['reason']}", style="yellow")
+        if len(failures) > MOST_FAILURES:
+            say(self.console, f"  and {len(failures) - MOST_FAILURES} more: see the report", style="yellow")
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it stands; where it is not a terminal that reads it, never wrapped."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
+def headline(experiment: Experiment) -> str:
+    """Return the line that begins a run."""
+    e = experiment
+    clients = f"{e.clients} clients" if e.sampled() == e.clients else f"{e.sampled()} of {e.clients} clients"
+    return f"{e.rule} on {e.data} ({e.partition}), {clients}, {e.rounds} rounds, seed {e.seed}"
 
 
 def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
     """Return the table that ends a run."""
-    table = Table(title=f"{summary['name']}: {experiment.rule} on {experiment.data}", show_header=False, expand=False)
+    title = escape(f"{summary['name']}: {experiment.rule} on {experiment.data}")
+    table = Table(title=title, show_header=False, expand=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right")
     up, down = summary["bytes_up_client"], summary["bytes_down_client"]
     rows = (
         ("test accuracy", format_percent(summary["accuracy"])),
-        ("test loss", _loss(summary["loss"])),
+        ("test loss", format_number(summary["loss"])),
         ("client accuracy (held-out, mean)", format_percent(summary["client_accuracy"])),
         ("peak memory of a step, median client", format_bytes(summary["peak_bytes_median"])),
         ("peak memory of a step, largest client", format_bytes(summary["peak_bytes_max"])),
@@ -92,7 +108,7 @@ def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
         ("sent up in total", format_bytes(summary["bytes_up_total"])),
         ("sent down in total", format_bytes(summary["bytes_down_total"])),
         ("client rounds (failed)", f"{summary['client_rounds']} ({summary['failed']})"),
-        ("time", f"{summary['seconds']:.1f} s"),
+        ("time", format_seconds(summary["seconds"])),
     )
     for row in rows:
         table.add_row(*row)
@@ -104,4 +120,8 @@ def _largest(clients: list[dict[str, Any]], column: str) -> int | None:
 
 
 def _loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return NOTHING if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 9.995 else f"{value:.1f} s" if value < 99.95 else f"{value:.0f} s"

@@ -9,10 +9,14 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +27,14 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from .. import protocol
 from ..algorithms import MODELS, RULES, Network, NetworkError, Rule, RuleError
 from ..client import Client, Trainer
+from ..server import checkpoint
 from ..server.rounds import Plan
-from ..server.strategies import STRATEGIES, FedScalar
+from ..server.strategies import DEFAULTS, STRATEGIES, FedScalar
 from .datasets import DataSet, load, partition, split
 from .experiment import Experiment, ExperimentError, choose, from_mapping, from_run_config
+from .refusal import DataError
+
+MISTAKES = (ExperimentError, DataError, RuleError, NetworkError)
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,13 @@ def build(experiment: Experiment) -> World:
     rule = build_rule(experiment)
     data = build_data(experiment)
     net = build_network(experiment, data)
-    rule.check(net)
+    with blamed_on(f"rule '{experiment.rule}' with model '{experiment.model}'"):
+        trainer = Trainer(rule, net, experiment.seed)
+        trainer.evaluate(trainer.initial_params(), data.test.subset(torch.arange(min(1, len(data.test)))))
     partitions = partition(data, experiment.partition, experiment.clients, experiment.seed)
-    world = World(experiment, Trainer(rule, net, experiment.seed), data, partitions)
-    world.strategy()  # so that its errors come now
+    world = World(experiment, trainer, data, partitions)
+    with blamed_on(f"strategy '{experiment.strategy}'"):
+        checkpoint.dump(0, ArrayRecord(), world.strategy())
     return world
 
 
@@ -108,59 +119,68 @@ def build_rule(experiment: Experiment) -> Rule:
     if experiment.lr is not None:
         options["lr"] = experiment.lr
     rule = named("rule", experiment.rule, RULES)
-    if isinstance(rule, Rule):
-        return dataclasses.replace(rule, **checked_options("rule", type(rule), options))
-    if not (isinstance(rule, type) and issubclass(rule, Rule)):
-        raise ExperimentError(f"rule '{experiment.rule}' is not a fedforward.algorithms.Rule")
-    return rule(**checked_options("rule", rule, options))
+    if not isinstance(rule, Rule) and not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise ExperimentError(f"rule '{experiment.rule}' is {_kind(rule)}, not a fedforward.algorithms.Rule")
+    with blamed_on(f"rule '{experiment.rule}'"):
+        if isinstance(rule, Rule):
+            return dataclasses.replace(rule, **checked_options("rule", type(rule), options))
+        return rule(**checked_options("rule", rule, options))
 
 
 def build_data(experiment: Experiment) -> DataSet:
     """Return the data set an experiment names."""
-    options = dict(experiment.set.get("data", {}))
-    if is_reference(experiment.data):
-        make = named("data", experiment.data, {})
-        data = make(**checked_options("data", make, options)) if callable(make) else make
-        if not isinstance(data, DataSet):
-            raise ExperimentError(f"data '{experiment.data}' is not a fedforward.simulations.datasets.DataSet")
-        return data
-    return load(experiment.data, **checked_options("data", load, options, given=("name", "seed")), seed=experiment.seed)
+    options, name = dict(experiment.set.get("data", {})), experiment.data
+    if not is_reference(name):
+        options = checked_options("data", load, options, given=("name", "seed"))
+        with blamed_on(f"data '{name}'"):
+            return load(name, **options, seed=experiment.seed)
+    made = named("data", name, {})
+    with blamed_on(f"data '{name}'"):
+        data = made(**checked_options("data", made, options)) if callable(made) else _as_it_is("data", made, options)
+    if not isinstance(data, DataSet):
+        raise ExperimentError(f"data '{name}' gives {_kind(data)}, not a fedforward.simulations.datasets.DataSet")
+    return data
 
 
 def build_network(experiment: Experiment, data: DataSet) -> Network:
     """Return the network an experiment names, fitted to the data's shape and classes."""
-    model = named("model", experiment.model, MODELS)
-    if isinstance(model, torch.nn.Module):
-        return Network(model, data.shape, data.classes)
-    options = checked_options("model", model, experiment.set.get("model", {}), given=("shape", "classes"))
-    return Network(lambda: model(data.shape, data.classes, **options), data.shape, data.classes)
+    model, options = named("model", experiment.model, MODELS), experiment.set.get("model", {})
+    if not callable(model):
+        raise ExperimentError(f"model '{experiment.model}' is {_kind(model)}, not an nn.Sequential or what makes one")
+    with blamed_on(f"model '{experiment.model}'"):
+        if isinstance(model, torch.nn.Module):
+            return Network(_as_it_is("model", model, options), data.shape, data.classes)
+        options = checked_options("model", model, options, given=("shape", "classes"))
+        return Network(lambda: model(data.shape, data.classes, **options), data.shape, data.classes)
 
 
 def build_strategy(experiment: Experiment, rule: Rule) -> Strategy:
-    """Return the strategy an experiment names, sampling and evaluating as it says."""
+    """Return the strategy an experiment names, sampling and evaluating as it says.
+
+    An object of the user's, already made, is copied and samples as it was made to.
+    """
     name = experiment.strategy
     if name == "auto":
         name = "fedscalar" if rule.exchange == "scalars" else "fedavg"
     kind = named("strategy", name, STRATEGIES)
     options = dict(experiment.set.get("strategy", {}))
-    if isinstance(kind, Strategy):
-        return kind
-    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
-        raise ExperimentError(f"strategy '{name}' is not a flwr.serverapp.strategy.Strategy")
-    scalars = getattr(kind, "exchange", "scalars" if issubclass(kind, FedScalar) else "weights")
-    if scalars != rule.exchange:
+    made, cls = isinstance(kind, Strategy), kind if isinstance(kind, type) else type(kind)
+    if not issubclass(cls, Strategy):
+        raise ExperimentError(f"strategy '{name}' is {_kind(kind)}, not a flwr.serverapp.strategy.Strategy")
+    takes = getattr(kind, "exchange", "scalars" if issubclass(cls, FedScalar) else "weights")
+    if takes != rule.exchange:
         remedy = "fedscalar" if rule.exchange == "scalars" else "fedavg"
         raise ExperimentError(
             f"{experiment.rule} sends {rule.exchange}, which {name} cannot aggregate: use --strategy {remedy}"
         )
-    if issubclass(kind, FedAvg):
-        options = _sampling(experiment) | options
-    if issubclass(kind, FedScalar):
-        options |= {"rule": rule, "seed": experiment.seed}
-    try:
-        return kind(**checked_options("strategy", kind, options))
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ExperimentError(f"strategy {name}: {error}") from None
+    if made:
+        return deepcopy(_as_it_is("strategy", kind, options))
+    given = _sampling(experiment) if issubclass(cls, FedAvg) else {}
+    if issubclass(cls, FedScalar):
+        given |= {"rule": rule, "seed": experiment.seed}
+    with blamed_on(f"strategy '{name}'"):
+        options = checked_options("strategy", cls, DEFAULTS.get(name, {}) | options, given=tuple(given))
+        return cls(**given, **options)
 
 
 def _sampling(experiment: Experiment) -> dict[str, Any]:
@@ -193,8 +213,11 @@ def named(what: str, name: str, known: Mapping[str, Any]) -> Any:
     module_name, _, attribute = name.rpartition(":")
     try:
         module = _import(module_name)
-    except ImportError as error:
-        raise ExperimentError(f"{what} '{name}': cannot import {module_name} ({error})") from None
+    except (Exception, SystemExit) as error:
+        raise ExperimentError(
+            f"{what} '{name}': cannot import {module_name} ({type(error).__name__}: {error});"
+            f" name a module that Python finds from here, or a file as path/to/file.py:{attribute}"
+        ) from error
     if not hasattr(module, attribute):
         there = [key for key in vars(module) if not key.startswith("_")]
         choose(f"object in {module_name}", attribute, there)
@@ -210,13 +233,40 @@ def _import(name: str) -> Any:
     path = Path(name).resolve()
     if not path.is_file():
         raise ImportError("there is no such file")
-    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
-        return sys.modules[path.stem]
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    # No other module's name, and the same in a process that resumes and unpickles what the module defines.
+    alias = re.sub(r"\W", "_", path.stem) + "_" + sha256(str(path).encode()).hexdigest()[:8]
+    if alias not in sys.modules:
+        spec = importlib.util.spec_from_file_location(alias, path)
+        sys.modules[alias] = importlib.util.module_from_spec(spec)
+        sys.path.append(str(path.parent))  # what lies beside the file can be imported, as from a script
+        try:
+            spec.loader.exec_module(sys.modules[alias])
+        except BaseException:
+            del sys.modules[alias]
+            raise
+    return sys.modules[alias]
+
+
+@contextmanager
+def blamed_on(part: str) -> Iterator[None]:
+    """Turn whatever somebody's rule, model, strategy or data raises into an ExperimentError that names it."""
+    try:
+        yield
+    except MISTAKES:
+        raise
+    except Exception as error:
+        raise ExperimentError(f"{part} failed: {type(error).__name__}: {error}") from error
+
+
+def _as_it_is(part: str, made: Any, options: Mapping[str, Any]) -> Any:
+    """Return a user's object that is made already; ExperimentError if options are given for it."""
+    if options:
+        raise ExperimentError(f"{part} is an object that is made already and takes no options: drop [set.{part}]")
+    return made
+
+
+def _kind(item: Any) -> str:
+    return f"the class {item.__name__}" if isinstance(item, type) else f"an object of type {type(item).__name__}"
 
 
 def checked_options(
@@ -239,10 +289,12 @@ def checked_options(
         default = parameters[key].default
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        simple = isinstance(default, bool | int | float | str)
-        if simple and type(value) is not type(default):
-            wanted = type(default).__name__
-            raise ExperimentError(f"option {part}.{key} must be of type {wanted} (default {default!r}), not {value!r}")
+        kind = list if isinstance(default, tuple) else type(default)  # TOML has no tuples
+        if kind in (bool, int, float, str, list) and type(value) is not kind:
+            default = list(default) if kind is list else default
+            raise ExperimentError(
+                f"option {part}.{key} must be of type {kind.__name__} (default {default!r}), not {value!r}"
+            )
         result[key] = value
     return result
 

@@ -7,6 +7,7 @@ without being serialised; the server counts their bytes exactly as Flower would 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import count
 from logging import getLogger
 from typing import Any
 
@@ -38,6 +39,7 @@ class InlineGrid(Grid):
         self.app, self.clients, self.run_config, self.on_reply = app, clients, run_config, on_reply
         self._states: dict[int, RecordDict] = {}  # of clients that keep one
         self._replies: dict[str, Message] = {}
+        self._pushed = count()
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
 
     def partition_of(self, node_id: int) -> int:
@@ -61,7 +63,7 @@ class InlineGrid(Grid):
         """Run the clients and keep their replies for `pull_messages`."""
         ids = []
         for message in messages:
-            ids.append(f"{len(self._replies)}-{message.metadata.dst_node_id}")
+            ids.append(f"{next(self._pushed)}-{message.metadata.dst_node_id}")
             self._replies[ids[-1]] = self._run_client(message)
         return ids
 
@@ -96,7 +98,8 @@ class InlineGrid(Grid):
             reply = self.app(message, context)
         except Exception as error:  # a client's fault must not end the run: it is recorded with the client
             log.debug("client %d raised", self.partition_of(node), exc_info=True)
-            return Message(Error(CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Message(Error(CLIENT_RAISED, reason), reply_to=message)
         if context.state:
             self._states[node] = context.state
         return reply

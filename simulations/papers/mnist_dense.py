@@ -13,6 +13,7 @@ Every cell is a recorded run under `--runs-dir`; a cell that is there already is
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +36,12 @@ SETTINGS: dict[str, dict[str, Any]] = {  # tuned on central runs; the same in bo
         "batch_size": 128,
         "set": {"model": {"hidden": TWO}, "rule": {"optimizer": "adam"}},
     },
-    "dfa": {"lr": 0.2, "batch_size": 64, "set": {"model": {"hidden": TWO, "activation": "tanh"}}},
+    "dfa": {
+        "lr": 0.01,
+        "batch_size": 64,
+        "lr_schedule": "half-linear",
+        "set": {"model": {"hidden": TWO, "activation": "tanh"}, "rule": {"scale": 30.0}},  # feedback of about ±1
+    },
     "forward-forward": {
         "lr": 1e-3,
         "batch_size": 128,
@@ -71,6 +77,7 @@ def main(
     rules: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = ",".join(SETTINGS),
 ) -> None:
     """Print accuracy by round of each rule, federated beside central."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     shown = [step for step in range(0, FEDERATED["rounds"] + 1, FEDERATED["evaluate_every"]) if step]
     table = Table("rule", *(f"r {step}" for step in shown), "central", "gap", title="MNIST test accuracy")
     for rule in rules.split(","):

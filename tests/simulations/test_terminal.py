@@ -1,0 +1,73 @@
+"""What a run looks like: lines that fit 80 columns, never wrapped where no terminal reads them."""
+
+import io
+
+import pytest
+from fedforward.simulations.experiment import Experiment
+from fedforward.simulations.terminal import Watcher, final_table, headline, say
+from rich.console import Console
+
+ROW = {"round": 1000, "accuracy": 1.0, "client_accuracy": 1.0, "train_loss": 1.234e-5, "failed": 1000, "seconds": 99.94}
+OK = {"client": 1, "status": "ok", "peak_bytes": 1023 * 1024, "bytes_up": 1023 * 1024}
+FAILED = {"client": 7, "status": "failed", "reason": "block [0] of shape [3, 4][/red] " + "is too long to fit " * 6}
+LONG = Experiment(
+    rule="forward-forward", partition="dirichlet:0.3", clients=1000, clients_per_round=100, rounds=1000, strategy="krum"
+)
+
+
+def watched(width, terminal, clients):
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=terminal, color_system=None)
+    with Watcher(console, LONG) as watcher:
+        watcher.round_started(1000, 100)
+        watcher.client_done()
+        watcher.round_done(ROW, clients)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_lines_of_a_round_stand_under_their_headings(width):
+    lines = watched(width, False, [OK]).splitlines()
+    assert len(lines) == 2 and len(lines[0]) == len(lines[1]) <= 80
+    assert lines[0].split() == ["round", "accuracy", "clients", "loss", "memory", "sent", "up", "failed", "time"]
+    assert lines[1] == "1000/1000   100.0 %  100.0 %  1.23e-05  1,023.0 KiB  1,023.0 KiB    1000  99.9 s"
+
+
+def test_no_wrapping_no_bar_and_no_control_where_no_terminal_reads():
+    text = watched(40, False, [OK, FAILED])
+    assert "\x1b" not in text and "━" not in text
+    assert f"  client 7 failed: {FAILED['reason']}" in text.splitlines()
+
+
+def test_a_terminal_sees_the_bar():
+    assert "round 1000/1000" in watched(80, True, [OK])
+
+
+def test_many_failures_are_counted():
+    text = watched(80, False, [FAILED | {"client": n} for n in range(300)])
+    assert text.count("failed:") == 5 and "and 295 more: see the report" in text
+
+
+def test_headline_is_short():
+    assert headline(Experiment()) == "mono-forward on digits (iid), 20 clients, 30 rounds, seed 0"
+    assert len(headline(LONG)) <= 100 and "100 of 1000 clients" in headline(LONG)
+
+
+def test_say_takes_text_as_it_is():
+    file = io.StringIO()
+    say(Console(file=file, width=10), "[bold]a[/bold] [/nothing] and more than ten")
+    assert file.getvalue() == "[bold]a[/bold] [/nothing] and more than ten\n"
+
+
+def test_final_table_of_a_run_in_which_nothing_was_measured():
+    keys = (
+        "accuracy", "loss", "client_accuracy", "peak_bytes_median", "peak_bytes_max", "bytes_up_client",
+        "bytes_down_client",
+    )  # fmt: skip
+    summary = dict.fromkeys(keys) | {"bytes_up_total": 0, "bytes_down_total": 0, "client_rounds": 0, "failed": 3}
+    file = io.StringIO()
+    table = final_table(Experiment(data="/tmp/[/odd]"), summary | {"seconds": 75.0, "name": "[x]"})
+    Console(file=file, width=80).print(table)
+    text = file.getvalue()
+    assert "[x]: mono-forward on /tmp/[/odd]" in text and "0 (3)" in text and "1 min 15 s" in text
+    assert max(map(len, text.splitlines())) <= 80
