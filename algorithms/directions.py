@@ -40,20 +40,24 @@ class Directions:
     step: int
 
     def slices(self, params: Tensors, k: int, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (view of up to `chunk` parameters, their signs ±1 as float of the same dtype) for direction k."""
+        """Yield (view of some parameters, their signs ±1) for direction k, drawing at most `chunk` signs at a time.
+
+        Small tensors share a draw: what a slice costs beyond its signs is the same for any size.
+        """
         chunk = max(BLOCK, chunk // BLOCK * BLOCK)
         stream = self._stream(k)
-        for p in params.values():
-            flat = p.view(-1)
-            for start in range(0, flat.numel(), chunk):
-                part = flat[start : start + chunk]
-                yield part, _signs(stream, part.numel()).to(device=p.device, dtype=p.dtype)
+        for group in _groups(params, chunk):
+            signs = _signs(stream, sum(_padded(part.numel()) for part in group))
+            start = 0
+            for part in group:
+                yield part, signs[start : start + part.numel()].to(device=part.device, dtype=part.dtype)
+                start += _padded(part.numel())
 
     def add(self, params: Tensors, k: int, c: float | Tensor, chunk: int) -> None:
         """Add c · z_k to `params` in place, slice by slice; c is a number or a 0-dim tensor."""
         for part, signs in self.slices(params, k, chunk):
             if isinstance(c, Tensor):
-                part.addcmul_(signs, c)  # unlike signs.mul_(c), it also takes one c per client under vmap
+                part.add_(signs * c)
             else:
                 part.add_(signs, alpha=c)
 
@@ -62,10 +66,27 @@ class Directions:
         return np.random.Philox(key=(self.seed << 8 | Purpose.DIRECTIONS), counter=(0, k, self.step, self.round))
 
 
+def _groups(params: Tensors, chunk: int) -> Iterator[list[Tensor]]:
+    """Cut parameters into flat views of at most `chunk` values, and group neighbours whose signs fit into `chunk`."""
+    group, size = [], 0
+    for p in params.values():
+        for part in p.view(-1).split(chunk):
+            if size + _padded(part.numel()) > chunk:
+                yield group
+                group, size = [], 0
+            group.append(part)
+            size += _padded(part.numel())
+    yield group
+
+
+def _padded(count: int) -> int:
+    return -(-count // BLOCK) * BLOCK
+
+
 def _signs(stream: np.random.Philox, count: int) -> Tensor:
-    """Return the next `count` signs as float32, consuming whole blocks of 256."""
-    words = stream.random_raw(-(-count // BLOCK) * 4).astype("<u8", copy=False)
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=count)
+    """Return the next `count` signs as float32; `count` is a multiple of 256."""
+    words = stream.random_raw(count // 64).astype("<u8", copy=False)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     return torch.from_numpy(bits).to(torch.float32).mul_(2).sub_(1)
 
 

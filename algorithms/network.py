@@ -50,9 +50,7 @@ class Network:
             its scores are not (batch, classes).
     """
 
-    def __init__(
-        self, build: nn.Sequential | Callable[[], nn.Sequential], shape: Sequence[int], classes: int
-    ) -> None:
+    def __init__(self, build: nn.Sequential | Callable[[], nn.Sequential], shape: Sequence[int], classes: int) -> None:
         self.shape, self.classes = tuple(shape), classes
         self._build = (lambda: copy.deepcopy(build)) if isinstance(build, nn.Module) else build
         with torch.device("meta"):
@@ -92,7 +90,7 @@ class Network:
         return x
 
     def block_vjp(self, i: int, params: Tensors, x: Tensor, *, gate: bool = True) -> tuple[Tensor, Pull]:
-        """Run block `i` and return its output with the function that pulls an output gradient back.
+        """Run block `i` and return its output with the function that pulls an output gradient back, once.
 
         A block that is linear and an activation is pulled back in closed form: nothing is kept but its input and
         output, dz = da · f'(z), dW = dzᵀ x, db = Σ dz. Any other block keeps its own graph, never a neighbour's.
@@ -107,15 +105,16 @@ class Network:
         if dense is None:
             own = {key: params[key] for key in self.keys(i)}
             output, pull = vjp(lambda p: self.block(i, p, x), own)
-            return output, lambda gradient: pull(gradient)[0]
+            return output, lambda gradient: pull(gradient, retain_graph=False, create_graph=False)[0]
         linear, activation = dense
         flat, a = x.flatten(1), self.block(i, params, x)
 
         def pull_dense(gradient: Tensor) -> Tensors:
-            dz = ACTIVATIONS[activation][1](gradient, a) if gate else gradient
-            grads = {f"{i}.{linear}.weight": dz.T @ flat}
+            if gate:
+                gradient = ACTIVATIONS[activation][1](gradient, a)  # frees the caller's, unless the caller keeps it
+            grads = {f"{i}.{linear}.weight": gradient.T @ flat}
             if f"{i}.{linear}.bias" in params:
-                grads[f"{i}.{linear}.bias"] = dz.sum(0)
+                grads[f"{i}.{linear}.bias"] = gradient.sum(0)
             return grads
 
         return a, pull_dense
@@ -197,4 +196,3 @@ def _refuse(module: nn.Module) -> None:
 
 def _describe(block: nn.Sequential) -> str:
     return "-".join(name for name, _ in block.named_children())
-

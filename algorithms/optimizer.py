@@ -38,9 +38,7 @@ def slots(name: str, momentum: float, params: Tensors) -> Tensors:
     return kept
 
 
-def update(
-    name: str, momentum: float, weight_decay: float, state: State, key: str, grad: Tensor, lr: float
-) -> None:
+def update(name: str, momentum: float, weight_decay: float, state: State, key: str, grad: Tensor, lr: float) -> None:
     """Change `state.params[key]` in place by one step along `grad` (same shape); `grad` may be overwritten."""
     p, memory = state.params[key], state.slots
     if weight_decay:
@@ -49,7 +47,8 @@ def update(
         mean, square, steps = memory[f"{key}.mean"], memory[f"{key}.square"], memory[f"{key}.steps"]
         steps += 1
         mean.mul_(BETA1).add_(grad, alpha=1 - BETA1)
-        square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
+        square.mul_(BETA2)
+        square.copy_(torch.addcmul(square, grad, grad, value=1 - BETA2))  # addcmul_ has no batching rule for vmap
         # One temporary of the parameter's size: the denominator.
         scale = (square / (1 - BETA2**steps)).sqrt_().add_(EPSILON)
         p.sub_(scale.reciprocal_().mul_(mean).mul_(lr / (1 - BETA1**steps)))

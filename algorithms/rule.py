@@ -161,6 +161,4 @@ def softmax_error(logits: Tensor, batch: Batch) -> Tensor:
 def stats_of(losses: Tensor, logits: Tensor, batch: Batch) -> Stats:
     """Return the stats of per-sample `losses` (B,) and class scores `logits` (B, C)."""
     correct = (logits.argmax(1) == batch.y).to(batch.weight.dtype)
-    return Stats(
-        (losses.detach() * batch.weight).sum(), (correct * batch.weight).sum(), batch.weight.sum()
-    )
+    return Stats((losses.detach() * batch.weight).sum(), (correct * batch.weight).sum(), batch.weight.sum())

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import vjp
 
 from ..network import Network
 from ..rule import Batch, GradientRule, State, Stats, cross_entropy
@@ -40,7 +41,9 @@ class Backprop(GradientRule):
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Descend the gradient of the weighted mean cross-entropy."""
         objective = lambda params: cross_entropy(net.forward(params, batch.x), batch)  # noqa: E731
-        grads, stats = grad(objective, has_aux=True)(state.params)
+        # Not torch.func.grad: that keeps the backward pass for a second derivative, up to twice the memory.
+        loss, pull, stats = vjp(objective, state.params, has_aux=True)
+        (grads,) = pull(torch.ones_like(loss), retain_graph=False, create_graph=False)
         self.update(state, grads, lr)
         return stats
 

@@ -5,7 +5,7 @@ A. Nøkland, "Direct Feedback Alignment Provides Learning in Deep Neural Network
     e = (softmax(z_L) − y*) / B       dW_L = eᵀ a_{L−1}                       (the true gradient, output block)
     da_l = e B_l                      dW_l = (da_l · f'(z_l))ᵀ a_{l−1}        (hidden block l)
 
-B_l (C × n_l) is uniform in ±1/√n_l, drawn from the run seed, the same on every client, and never sent: clients that
+B_l (C × n_l) is uniform in ±β/√n_l, drawn from the run seed, the same on every client, and never sent: clients that
 aligned to different matrices could not be averaged.
 """
 
@@ -29,6 +29,9 @@ class DFA(GradientRule):
     Stores during a step: the input and output of every block (they wait for the error) and, where a block is more than
     linear with an activation, the graph inside it. The feedback is injected after a block's activation and pooling.
 
+    Attributes:
+        scale: β, the size of the feedback; hidden blocks learn in proportion to it.
+
     Departs from the paper: nothing. Tanh networks align best (the paper's choice): `--set model.activation=tanh`.
     """
 
@@ -39,6 +42,7 @@ class DFA(GradientRule):
 
     lr: float = 0.05
     momentum: float = 0.9
+    scale: float = 1.0
 
     def init(self, net: Network, seed: int) -> State:
         """Return the network's weights and fixed feedback "{l}.feedback" (C, features of block l)."""
@@ -46,7 +50,7 @@ class DFA(GradientRule):
         for i in net.hidden:
             width = torch.Size(net.sizes[i]).numel()
             draws = generator(seed, Purpose.FIXED, i).uniform(-1, 1, (net.classes, width))
-            fixed[f"{i}.feedback"] = torch.from_numpy(draws / width**0.5).to(torch.float32)
+            fixed[f"{i}.feedback"] = torch.from_numpy(self.scale * draws / width**0.5).to(torch.float32)
         return State(params, fixed, self.slots(params))
 
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:

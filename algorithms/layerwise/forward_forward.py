@@ -116,6 +116,7 @@ class ForwardForward(GradientRule):
             grads = pull(gradient.view_as(a))
             del pull, gradient
             self.update(state, grads, lr)
+            del grads
             true, false = logit.chunk(2)
             loss = loss + (softplus(-true) + softplus(false)) / 2
             x = normalise(a)

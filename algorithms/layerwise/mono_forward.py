@@ -78,6 +78,7 @@ class MonoForward(GradientRule):
             grads = pull(spread(delta @ head, a))
             del pull
             self.update(state, grads | {f"{i}.head": delta.T @ pooled}, lr)
+            del grads
             scores = scores + logits if self.prediction == "sum" else logits
             x = a
         return cross_entropy(scores, batch)[1]
