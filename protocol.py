@@ -80,17 +80,29 @@ def scalar_uplink_bytes(scalars: int) -> int:
 
 
 def wire_bytes(content: RecordDict) -> int:
-    """Return the bytes of a message's content as Flower serialises it: every object of its tree."""
-    size = len(content.deflate())
-    for record in content.values():
-        size += len(record.deflate())
+    """Return the bytes of a message's content as Flower serialises it: every object of its tree.
+
+    A function of names, dtypes and shapes, never of an array's values: equal arrays or chunks, which Flower would send
+    once, count each. Arrays are not deflated here: Flower would hash them all and keep views that cannot be pickled.
+    """
+    size, tree = 0, RecordDict()
+    for i, (name, record) in enumerate(content.items()):
         if isinstance(record, ArrayRecord):
-            size += sum(_array_wire_bytes(array.dtype, tuple(array.shape)) for array in record.values())
-    return size
+            size += _arrays_wire_bytes(tuple((key, a.dtype, tuple(a.shape)) for key, a in record.items()))
+            tree[name] = ConfigRecord({"stand-in": i})  # a tree lists its children by hashes, all of one length
+        else:
+            size += len(record.deflate())
+            tree[name] = record
+    return size + len(tree.deflate())
 
 
 @lru_cache(maxsize=4096)
-def _array_wire_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the size of a serialised array and its chunks: a function of dtype and shape, never of values."""
-    array = Array(np.zeros(shape, dtype))
-    return len(array.deflate()) + sum(len(chunk.deflate()) for chunk in (array.children or {}).values())
+def _arrays_wire_bytes(layout: tuple[tuple[str, str, tuple[int, ...]], ...]) -> int:
+    """Return the size of a serialised record of arrays (key, dtype, shape), with the arrays and their chunks."""
+    record = ArrayRecord({key: Array(np.array(i)) for i, (key, _, _) in enumerate(layout)})
+    size = len(record.deflate())
+    for _, dtype, shape in layout:
+        data = np.random.default_rng(0).bytes(len(Array(np.zeros(shape, dtype)).data))  # no two chunks alike
+        array = Array(dtype, shape, "numpy.ndarray", data)
+        size += len(array.deflate()) + sum(len(chunk.deflate()) for chunk in array.children.values())
+    return size

@@ -89,7 +89,7 @@ class Network:
             x = self.block(i, params, x)
         return x
 
-    def block_vjp(self, i: int, params: Tensors, x: Tensor, *, gate: bool = True) -> tuple[Tensor, Pull]:
+    def block_vjp(self, i: int, params: Tensors, x: Tensor, *, open_relu: bool = False) -> tuple[Tensor, Pull]:
         """Run block `i` and return its output with the function that pulls an output gradient back, once.
 
         A block that is linear and an activation is pulled back in closed form: nothing is kept but its input and
@@ -99,7 +99,7 @@ class Network:
             i: the block.
             params: parameters of the network; only this block's are used.
             x: the block's input (B, ...).
-            gate: False passes the gradient through the activation of a closed-form block unchanged.
+            open_relu: passes the gradient through the ReLU of a closed-form block unchanged.
         """
         dense = self.dense(i)
         if dense is None:
@@ -110,7 +110,7 @@ class Network:
         flat, a = x.flatten(1), self.block(i, params, x)
 
         def pull_dense(gradient: Tensor) -> Tensors:
-            if gate:
+            if not (open_relu and activation is nn.ReLU):
                 gradient = ACTIVATIONS[activation][1](gradient, a)  # frees the caller's, unless the caller keeps it
             grads = {f"{i}.{linear}.weight": gradient.T @ flat}
             if f"{i}.{linear}.bias" in params:

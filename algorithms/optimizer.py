@@ -42,7 +42,7 @@ def update(name: str, momentum: float, weight_decay: float, state: State, key: s
     """Change `state.params[key]` in place by one step along `grad` (same shape); `grad` may be overwritten."""
     p, memory = state.params[key], state.slots
     if weight_decay:
-        grad = grad + weight_decay * p
+        grad = (weight_decay * p).add_(grad)
     if name == "adam":
         mean, square, steps = memory[f"{key}.mean"], memory[f"{key}.square"], memory[f"{key}.steps"]
         steps += 1

@@ -154,8 +154,13 @@ def cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
 
 def softmax_error(logits: Tensor, batch: Batch) -> Tensor:
     """Return the gradient of the weighted mean cross-entropy in the logits: (softmax − onehot) · share, (B, C)."""
-    onehot = torch.nn.functional.one_hot(batch.y, logits.shape[1])
-    return (logits.softmax(1) - onehot) * batch.share()[:, None]
+    target = onehot(batch.y, logits.shape[1], logits.dtype)
+    return (logits.softmax(1) - target) * batch.share()[:, None]
+
+
+def onehot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Return labels (B,) as rows (B, C) of zeros and a one, without asking the device for a value."""
+    return (y[:, None] == torch.arange(classes, device=y.device)).to(dtype)
 
 
 def stats_of(losses: Tensor, logits: Tensor, batch: Batch) -> Stats:

@@ -92,7 +92,7 @@ class Trainer:
         rule.check(net)
         self.rule, self.net, self.seed = rule, net, seed
         self._initial = rule.init(net, seed)
-        self._costs: dict[int, StepCost] = {}
+        self._costs: dict[tuple[int, bool], StepCost] = {}  # of a batch size, with or without an anchor
 
     def state(self, params: Tensors) -> State:
         """Return a replica's state around `params`, which it owns from now on; optimizer memory starts at zero."""
@@ -106,8 +106,10 @@ class Trainer:
         """Train `params` in place on `train` as assigned.
 
         Raises:
-            TrainingFailed: if the loss, the parameters or the scalars stop being finite.
+            TrainingFailed: if there are no samples, or the loss, the parameters or the scalars stop being finite.
         """
+        if not len(train):
+            raise TrainingFailed("the client has no samples to train on")
         state, blank = self.state(params), float("nan")
         anchor = {key: p.clone() for key, p in params.items()} if todo.proximal_mu else {}
         before = self.evaluate(params, test).accuracy if todo.evaluate else blank
@@ -115,9 +117,9 @@ class Trainer:
         for step, batch in enumerate(self._batches(train, client, todo)):
             for key, origin in anchor.items():
                 state.params[key].lerp_(origin, min(todo.lr * todo.proximal_mu, 1.0))
-            size = len(batch.y)
-            if size not in self._costs:
-                stats, answer, self._costs[size] = self._metered_step(state, batch, todo.lr)
+            kind = len(batch.y), bool(anchor)
+            if kind not in self._costs:
+                stats, answer, self._costs[kind] = self._metered_step(state, anchor, batch, todo.lr)
             else:
                 stats, answer = self._step(state, batch, todo.lr)
             loss = float(stats.loss)
@@ -126,7 +128,7 @@ class Trainer:
             losses.append(loss)
             weights.append(float(stats.weight))
             scalars.append(answer)
-            costs.append(self._costs[size])
+            costs.append(self._costs[kind])
         if not all(bool(p.isfinite().all()) for p in params.values()):
             raise TrainingFailed(f"parameters are not finite after {len(losses)} steps (lr {todo.lr:g}): lower --lr")
         return Report(
@@ -177,9 +179,9 @@ class Trainer:
         with torch.no_grad():
             return self.rule.step(self.net, state, batch, lr), None
 
-    def _metered_step(self, state: State, batch: Batch, lr: float):
+    def _metered_step(self, state: State, anchor: Tensors, batch: Batch, lr: float):
         """Take one step under the meter: the same arithmetic, and its cost beside it."""
-        resident = (*state.params.values(), *state.fixed.values(), *state.slots.values())
+        resident = (*state.params.values(), *state.fixed.values(), *state.slots.values(), *anchor.values())
         draws = [batch.draws] if isinstance(batch.draws, Tensor) else []
         with PeakMemory((*resident, batch.x, batch.y, batch.weight, *draws)) as meter:
             stats, answer = self._step(state, batch, lr)

@@ -19,10 +19,10 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import softplus
 
 from ..network import Network
-from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error
+from ..rule import Batch, GradientRule, RuleError, State, Stats, onehot, softmax_error
 from ..seeds import Place, Purpose, generator
 
 PEER_MOMENTUM, PEER_START = 0.9, 0.5
@@ -85,7 +85,7 @@ class ForwardForward(GradientRule):
         return torch.from_numpy(rng.integers(1, classes, batch_size))
 
     def init(self, net: Network, seed: int) -> State:
-        """Return weights N(0, 1/n_out), zero biases and unit norms of the hidden blocks, and running means "{l}.mean"."""
+        """Return weights N(0, 1/n_out), zero biases, unit norms, and running means "{l}.mean" of the hidden blocks."""
         template, params = net.init(seed), {}
         for i in net.hidden:
             for j, key in enumerate(net.keys(i)):
@@ -108,7 +108,7 @@ class ForwardForward(GradientRule):
         target = torch.cat([torch.ones_like(batch.weight), torch.zeros_like(batch.weight)])
         loss = torch.zeros_like(batch.weight)
         for i in net.hidden:
-            a, pull = net.block_vjp(i, state.params, x, gate=False)
+            a, pull = net.block_vjp(i, state.params, x, open_relu=True)
             flat = a.flatten(1)
             logit = flat.square().sum(1) - flat.shape[1]
             gradient = (2 * share * (logit.sigmoid() - target))[:, None] * flat
@@ -172,7 +172,7 @@ class ForwardForward(GradientRule):
 
 def embed(x: Tensor, y: Tensor, classes: int) -> Tensor:
     """Return a copy of x (B, *shape) whose first C values are the one-hot label."""
-    flat = torch.cat([one_hot(y, classes).to(x.dtype), x.flatten(1)[:, classes:]], 1)
+    flat = torch.cat([onehot(y, classes, x.dtype), x.flatten(1)[:, classes:]], 1)
     return flat.view_as(x)
 
 

@@ -1,0 +1,109 @@
+"""The networks, rules and batches that the tests share, and the comparisons they make.
+
+A new rule is tested against every promise of the contract on the day its row is added to `RULES`.
+"""
+
+from functools import cache, partial
+
+import torch
+from fedforward.algorithms import DFA, Backprop, Baffle, Batch, ForwardForward, MonoForward, Network, State
+from fedforward.algorithms.models import cnn, lenet, mlp
+from fedforward.algorithms.seeds import Place
+from torch import nn
+
+SHAPE, CLASSES = (1, 8, 8), 10
+
+NETS = {
+    "mlp": partial(mlp, SHAPE, CLASSES, hidden=(24, 16)),
+    "mlp-tanh": partial(mlp, SHAPE, CLASSES, hidden=(24, 16), activation="tanh"),
+    "mlp-gelu": partial(mlp, SHAPE, CLASSES, hidden=(12, 12), activation="gelu"),  # not in closed form
+    "lenet": partial(lenet, SHAPE, CLASSES, channels=(4, 6)),
+    "cnn-group": partial(cnn, SHAPE, CLASSES, channels=(16, 16), norm="group"),  # two channels a group
+    "flat": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, CLASSES)
+    ),
+}
+
+RULES = {
+    "backprop": Backprop(lr=0.1),
+    "backprop-adam": Backprop(lr=0.01, optimizer="adam", weight_decay=0.01),
+    "mono-forward": MonoForward(lr=0.1, momentum=0.9),
+    "mono-forward-last": MonoForward(lr=0.1, prediction="last"),
+    "forward-forward": ForwardForward(lr=0.01),
+    "forward-forward-one-pass": ForwardForward(lr=0.01, inference="one-pass"),
+    "dfa": DFA(lr=0.1),
+    "baffle": Baffle(directions=3),
+    "baffle-central": Baffle(directions=3, scheme="central"),
+}
+
+
+@cache
+def network(name):
+    return Network(NETS[name], SHAPE, CLASSES)
+
+
+def double(state):
+    """Return a copy of the state in float64: the accuracy in which a rule is compared with the truth."""
+    return State(*({key: t.double() for key, t in part.items()} for part in state))
+
+
+def copied(state):
+    return State(*({key: t.clone() for key, t in part.items()} for part in state))
+
+
+def batch(rule, size=6, *, seed=0, step=0, client=0, dtype=torch.float64, shape=SHAPE, classes=CLASSES):
+    """Return a random batch whose samples all count, with the rule's draws for it."""
+    g = torch.Generator().manual_seed(1000 * seed + 10 * step + client)
+    return Batch(
+        torch.rand(size, *shape, generator=g, dtype=dtype),
+        torch.randint(classes, (size,), generator=g),
+        torch.ones(size, dtype=dtype),
+        rule.draw(Place(seed, 1, client, step), size, classes),
+    )
+
+
+def nonuniform(b):
+    """Return the batch with two samples masked and the others weighted unequally."""
+    weight = torch.linspace(0.5, 2, len(b.y), dtype=b.weight.dtype)
+    weight[1] = weight[-2] = 0
+    return b._replace(weight=weight)
+
+
+def step(rule, net, state, b, lr=None):
+    with torch.no_grad():
+        return rule.step(net, state, b, rule.lr if lr is None else lr)
+
+
+def descent(rule, net, state, b):
+    """Return what one step with learning rate 1 subtracts from each parameter: the gradient, for plain SGD."""
+    before = copied(state).params
+    step(rule, net, state, b, lr=1.0)
+    return {key: before[key] - p for key, p in state.params.items()}
+
+
+def leaves(params):
+    """Return copies of the parameters that record a graph."""
+    return {key: p.detach().clone().requires_grad_() for key, p in params.items()}
+
+
+def run_block(net, i, params, x):
+    """Run block i by its modules alone: the reference of `Network.block`."""
+    own = {key.partition(".")[2]: params[key] for key in net.keys(i)}
+    return torch.func.functional_call(net.blocks[i], own, (x,))
+
+
+def weighted_cross_entropy(scores, b):
+    losses = -scores.log_softmax(1)[torch.arange(len(b.y)), b.y]
+    return (losses * b.weight).sum() / b.weight.sum()
+
+
+def assert_close(got, wanted, atol):
+    """Assert that two dictionaries of tensors have the same keys and, to `atol`, the same values."""
+    assert got.keys() == wanted.keys()
+    for key in wanted:
+        torch.testing.assert_close(got[key], wanted[key], rtol=0, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def equal(a, b):
+    """Return whether two dictionaries hold the same bits in the same order."""
+    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)

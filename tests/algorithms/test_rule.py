@@ -1,0 +1,174 @@
+"""The contract, kept by every rule: padding, vmap, replay, and that it learns."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from cases import CLASSES, NETS, RULES, SHAPE, assert_close, batch, copied, double, equal, network, step
+from fedforward import algorithms
+from fedforward.algorithms import DFA, Backprop, Batch, ForwardForward, MonoForward, Network, ScalarRule, State, Stats
+from fedforward.algorithms.models import mlp
+from fedforward.algorithms.rule import cross_entropy, softmax_error
+from fedforward.algorithms.seeds import Place
+from sklearn.datasets import load_digits
+
+ALL = [(rule, net) for rule in RULES for net in ("mlp", "lenet", "cnn-group")]
+
+
+def test_every_rule_is_tested_here():
+    assert {type(rule) for rule in RULES.values()} == set(algorithms.RULES.values())
+    assert all(rule.name == name and rule.paper and rule.__doc__ for name, rule in algorithms.RULES.items())
+
+
+@pytest.mark.parametrize("rule, net", ALL)
+def test_a_sample_of_weight_0_changes_nothing(rule, net):
+    rule, net = RULES[rule], network(net)
+    state = double(rule.init(net, seed=1))
+    padded = copied(state)
+    for s in range(2):  # the second step sees the optimizer's memory of the first
+        plain = batch(rule, 5, step=s)
+        junk = batch(rule, 8, seed=9, step=s)
+        longer = Batch(
+            torch.cat([plain.x, 100 * junk.x[5:]]),
+            torch.cat([plain.y, junk.y[5:]]),
+            torch.cat([plain.weight, torch.zeros(3, dtype=torch.float64)]),
+            torch.cat([plain.draws, junk.draws[5:]]) if isinstance(plain.draws, torch.Tensor) else plain.draws,
+        )
+        stats, padded_stats = step(rule, net, state, plain), step(rule, net, padded, longer)
+        assert_close(padded_stats._asdict(), stats._asdict(), atol=1e-12)
+    assert_close(padded.params, state.params, atol=1e-12)
+    assert_close(padded.slots, state.slots, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule, net", ALL + [(rule, net) for rule in RULES for net in ("mlp-tanh", "flat")])
+def test_vmap_over_clients_is_the_loop_over_clients(rule, net):
+    rule, net, clients = RULES[rule], network(net), 3
+    assert rule.vmappable
+    start = double(rule.init(net, seed=1))
+    batches = [[batch(rule, step=s, client=c) for c in range(clients)] for s in range(2)]
+    looped = [copied(start) for _ in range(clients)]
+    looped_stats = [[step(rule, net, looped[c], row[c]) for c in range(clients)] for row in batches]
+
+    params, slots = (
+        {key: torch.stack([p] * clients) for key, p in part.items()} for part in (start.params, start.slots)
+    )
+    for row, wanted in zip(batches, looped_stats, strict=True):
+        batched = isinstance(row[0].draws, torch.Tensor)
+        x, y, weight = (torch.stack([b[i] for b in row]) for i in range(3))
+        draws = torch.stack([b.draws for b in row]) if batched else torch.zeros(clients)
+
+        def run(params, slots, x, y, weight, draws, shared=None if batched else row[0].draws):
+            state = State(params, start.fixed, slots)  # fixed matrices are shared by all clients
+            return step(rule, net, state, Batch(x, y, weight, draws if shared is None else shared))
+
+        stats = torch.func.vmap(run)(params, slots, x, y, weight, draws)
+        assert_close(stats._asdict(), Stats(*map(torch.stack, zip(*wanted, strict=True)))._asdict(), atol=1e-9)
+    for c, state in enumerate(looped):
+        assert_close({key: p[c] for key, p in params.items()}, state.params, atol=1e-9)
+        assert_close({key: p[c] for key, p in slots.items()}, state.slots, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_ones(rule):
+    rule, net = RULES[rule], network("lenet")
+    a, b, other = rule.init(net, seed=1), rule.init(net, seed=1), rule.init(net, seed=2)
+    assert all(equal(x, y) for x, y in zip(a, b, strict=True))
+    drawn = [key for part in (a.params, a.fixed) for key, p in part.items() if p.std() > 0]
+    assert len(drawn) >= 2
+    assert not any(torch.equal((a.params | a.fixed)[key], (other.params | other.fixed)[key]) for key in drawn)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_draws_are_a_function_of_their_place(rule):
+    rule, place = RULES[rule], Place(1, 2, 3, 4)
+    drawn = [rule.draw(p, 64, CLASSES) for p in (place, place, place._replace(step=5), place._replace(round=5))]
+    if isinstance(drawn[0], torch.Tensor):
+        drawn = [d.tolist() for d in drawn]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] is None or (drawn[0] != drawn[2] and drawn[0] != drawn[3])
+    if isinstance(rule, ScalarRule):  # the server must make the same directions without knowing the client
+        assert rule.draw(place._replace(client=-1), 0, 0) == drawn[0]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_global_generators_are_left_alone(rule):
+    rule, net = RULES[rule], network("lenet")
+
+    def states():
+        return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+
+    b = batch(rule, dtype=torch.float32)
+    before = states()
+    state = rule.init(net, seed=1)
+    rule.draw(Place(1, 2, 3, 4), 6, CLASSES)
+    step(rule, net, state, b)
+    rule.logits(net, state, b.x)
+    assert states() == before
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("net", NETS)
+def test_a_replay_of_steps_gives_the_same_bits_in_place(rule, net):
+    rule, net = RULES[rule], network(net)
+    a, b = rule.init(net, seed=1), rule.init(net, seed=1)
+    storages = {key: p.data_ptr() for key, p in a.params.items()}
+    start = copied(a).params
+    for state in (a, b):
+        for _ in range(2):
+            step(rule, net, state, batch(rule, dtype=torch.float32))
+    assert equal(a.params, b.params) and equal(a.slots, b.slots)
+    assert {key: p.data_ptr() for key, p in a.params.items()} == storages
+    assert not any(p.requires_grad for p in a.params.values())
+    assert all(not torch.equal(a.params[key], p) for key, p in start.items())
+
+
+# rule, epochs over 1,437 digits in batches of 16
+BUDGETS = {
+    "backprop": (Backprop(), 4),
+    "backprop-adam": (Backprop(lr=1e-3, optimizer="adam"), 4),
+    "mono-forward": (MonoForward(), 3),
+    "mono-forward-last": (MonoForward(prediction="last"), 3),
+    "forward-forward": (ForwardForward(), 12),
+    "forward-forward-one-pass": (ForwardForward(inference="one-pass"), 6),
+    "dfa": (DFA(), 8),
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_every_dense_rule_reads_nine_digits_in_ten(case):
+    rule, epochs = BUDGETS[case]
+    net = Network(lambda: mlp(SHAPE, CLASSES), SHAPE, CLASSES)
+    x, y = (torch.from_numpy(a) for a in load_digits(return_X_y=True))
+    x, rng, place = x.float().view(-1, *SHAPE) / 16, np.random.default_rng(0), 0
+    train, test = torch.from_numpy(rng.permutation(len(y))).split([1437, 360])
+    state = rule.init(net, seed=0)
+    for epoch in range(epochs):
+        lr = rule.lr * min(1, 2 * (1 - epoch / epochs))  # constant for half the epochs, then falling in a line
+        for rows in train[torch.from_numpy(rng.permutation(len(train)))].split(16):
+            draws = rule.draw(Place(0, 0, 0, place), len(rows), CLASSES)
+            step(rule, net, state, Batch(x[rows], y[rows], torch.ones(len(rows)), draws), lr)
+            place += 1
+    accuracy = float((rule.logits(net, state, x[test]).argmax(1) == y[test]).float().mean())
+    assert accuracy >= 0.9
+
+
+def test_the_softmax_error_is_the_gradient_of_the_cross_entropy():
+    b = batch(Backprop())._replace(weight=torch.tensor([1.0, 0, 2, 1, 0.5, 1]).double())
+    scores = torch.randn(6, CLASSES, dtype=torch.float64, requires_grad=True)
+    loss, stats = cross_entropy(scores, b)
+    (truth,) = torch.autograd.grad(loss, scores)
+    torch.testing.assert_close(softmax_error(scores.detach(), b), truth, rtol=0, atol=1e-12)
+    assert stats.weight == 5.5 and abs(stats.loss - 5.5 * loss) < 1e-12
+
+
+def test_a_batch_of_padding_alone_has_no_share_and_no_nan():
+    b = batch(Backprop())._replace(weight=torch.zeros(6).double())
+    assert not b.share().any()
+    assert not softmax_error(torch.randn(6, CLASSES).double(), b).any()
+
+
+def test_an_unknown_optimizer_is_refused():
+    for rule in (Backprop, MonoForward, ForwardForward, DFA):
+        with pytest.raises(ValueError, match="unknown optimizer 'lion'"):
+            rule(optimizer="lion")

@@ -1,0 +1,6 @@
+"""Makes `cases`, shared with the tests of the algorithms, importable here."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "algorithms"))

@@ -1,0 +1,234 @@
+"""Local training: the same place gives the same bits, costs are measured once, failures say where."""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import ClassVar
+
+import pytest
+import torch
+from cases import CLASSES, RULES, SHAPE, equal, network
+from fedforward.algorithms import (
+    DFA,
+    Backprop,
+    Baffle,
+    Batch,
+    ForwardForward,
+    MonoForward,
+    Network,
+    Rule,
+    RuleError,
+    ScalarRule,
+    State,
+    Stats,
+)
+from fedforward.algorithms.models import mlp
+from fedforward.algorithms.seeds import Place
+from fedforward.client import trainer as module
+from fedforward.client.trainer import Assignment, Trainer, TrainingFailed
+
+
+class Data:
+    """Random samples that remember the order in which they were visited."""
+
+    def __init__(self, size, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        self.x, self.y = torch.rand(size, *SHAPE, generator=g), torch.randint(CLASSES, (size,), generator=g)
+        self.visited = []
+
+    def __len__(self):
+        return len(self.y)
+
+    def batch(self, rows):
+        self.visited.append(rows.tolist())
+        return self.x[rows], self.y[rows]
+
+
+TODO = Assignment(round=1, lr=0.1, epochs=2, batch_size=4)
+TEST = Data(20, seed=1)
+
+
+def fit(rule, train=None, *, net="mlp", seed=0, client=0, trainer=None, **changes):
+    trainer = trainer or Trainer(rule, network(net), seed)
+    train = Data(10) if train is None else train
+    return trainer.fit(trainer.initial_params(), train, TEST, client, replace(TODO, **changes))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_same_place_gives_the_same_bits_and_the_same_costs(rule):
+    rule = RULES[rule]
+    first, second = fit(rule, lr=rule.lr), fit(rule, lr=rule.lr)
+    assert equal(first.params, second.params)
+    assert first[2:] == second[2:]
+    if first.scalars is not None:
+        assert torch.equal(first.scalars, second.scalars)
+
+
+@pytest.mark.parametrize("rule", ["mono-forward", "backprop-adam", "dfa", "baffle"])
+def test_a_trainer_keeps_nothing_of_a_client_and_metering_changes_no_bit(rule):
+    rule = RULES[rule]
+    trainer = Trainer(rule, network("mlp"), 0)
+    first = fit(rule, trainer=trainer, lr=rule.lr)  # its first steps are metered
+    fit(rule, Data(10, seed=5), trainer=trainer, lr=rule.lr, client=3)
+    second = fit(rule, trainer=trainer, lr=rule.lr)  # none is
+    assert equal(first.params, second.params) and first[2:] == second[2:]
+
+
+def test_every_epoch_visits_every_sample_once_in_an_order_of_its_place():
+    orders = {}
+    for place in ((0, 0, 1), (0, 1, 1), (0, 0, 2), (1, 0, 1)):
+        seed, client, rnd = place
+        data = Data(10)
+        fit(Backprop(), data, seed=seed, client=client, round=rnd)
+        assert [len(rows) for rows in data.visited] == [4, 4, 2, 4, 4, 2]
+        epochs = [list(chain(*data.visited[half])) for half in (slice(3), slice(3, 6))]
+        assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+        orders[place] = epochs
+    assert len({str(epoch) for pair in orders.values() for epoch in pair}) == 8
+
+
+def test_a_round_is_its_steps_one_after_the_other():
+    rule, net, data = RULES["forward-forward"], network("mlp"), Data(10)
+    report = fit(rule, data, seed=7, client=3, lr=0.02)
+    state, losses = rule.init(net, 7), 0.0
+    for step, rows in enumerate(list(data.visited)):
+        x, y = data.batch(torch.tensor(rows))
+        draws = rule.draw(Place(7, 1, 3, step), len(y), CLASSES)
+        losses += float(rule.step(net, state, Batch(x, y, torch.ones(len(y)), draws), 0.02).loss)
+    assert equal(report.params, state.params)
+    assert report.loss == pytest.approx(losses / 20)
+    assert (report.samples, report.steps, report.batch) == (10, 6, 4)
+    assert fit(rule, Data(3), batch_size=100).batch == 3
+
+
+def test_each_batch_size_is_metered_once(monkeypatch):
+    metered = []
+
+    class Counting(module.PeakMemory):
+        def __exit__(self, *error):
+            metered.append((self.peak, self.base, self.flops))
+            return super().__exit__(*error)
+
+    monkeypatch.setattr(module, "PeakMemory", Counting)
+    trainer = Trainer(Backprop(), network("mlp"), 0)
+    report = fit(Backprop(), trainer=trainer)
+    assert len(metered) == 2  # batches of 4 and of 2
+    (peak, base, flops), (_, _, fewer) = metered
+    assert (report.peak_bytes, report.base_bytes) == (peak, base)
+    assert flops == 2 * fewer  # flops grow with the batch
+    assert report.flops == 4 * flops + 2 * fewer == 2 * 10 * flops // 4
+    for client in range(3):
+        assert fit(Backprop(), trainer=trainer, client=client).peak_bytes == peak
+    assert len(metered) == 2
+    fit(Backprop(), trainer=trainer, batch_size=5)
+    assert len(metered) == 3
+
+
+def test_accuracy_is_measured_before_and_after_or_not_at_all():
+    trainer = Trainer(MonoForward(), network("mlp"), 0)
+    report = fit(MonoForward(), trainer=trainer)
+    assert report.accuracy_before == trainer.evaluate(trainer.initial_params(), TEST).accuracy
+    assert report.accuracy_after == trainer.evaluate(report.params, TEST).accuracy
+    silent = fit(MonoForward(), trainer=trainer, evaluate=False)
+    assert math.isnan(silent.accuracy_before) and math.isnan(silent.accuracy_after)
+    assert equal(silent.params, report.params)
+
+
+def test_evaluation_is_the_mean_over_the_samples_whatever_the_batch():
+    trainer = Trainer(DFA(), network("mlp"), 0)
+    params = trainer.initial_params()
+    scores = trainer.net.forward(params, TEST.x)
+    loss = -scores.log_softmax(1)[torch.arange(20), TEST.y].mean()
+    for size in (1000, 20, 7, 1):
+        evaluation = trainer.evaluate(params, TEST, size)
+        assert evaluation.loss == pytest.approx(float(loss), rel=1e-5)
+        assert evaluation.accuracy == int((scores.argmax(1) == TEST.y).sum()) / 20
+        assert evaluation.samples == 20
+
+
+def test_no_data_is_no_measurement_and_no_training():
+    trainer = Trainer(Backprop(), network("mlp"), 0)
+    empty = trainer.evaluate(trainer.initial_params(), Data(0))
+    assert math.isnan(empty.loss) and math.isnan(empty.accuracy) and empty.samples == 0
+    with pytest.raises(TrainingFailed, match="no samples to train on"):
+        fit(Backprop(), Data(0), trainer=trainer)
+
+
+def test_a_loss_that_is_not_finite_fails_and_names_the_step():
+    with pytest.raises(TrainingFailed, match=r"loss is not finite at step 2 \(lr 1e\+30\): lower --lr"):
+        fit(Backprop(), lr=1e30)
+    broken = Data(10)
+    broken.x[:] = math.inf
+    for rule in (Backprop(), Baffle(directions=2)):
+        with pytest.raises(TrainingFailed, match="at step 1"):
+            fit(rule, broken)
+
+
+def test_parameters_that_are_not_finite_fail_when_no_later_loss_tells():
+    with pytest.raises(TrainingFailed, match="parameters are not finite after 1 steps"):
+        fit(Backprop(), lr=math.inf, epochs=1, batch_size=10)
+
+
+@pytest.mark.parametrize("scheme", ["forward", "central"])
+def test_a_scalar_rule_answers_with_k_numbers_a_step_from_which_its_model_follows(scheme):
+    rule = Baffle(directions=3, scheme=scheme)
+    trainer = Trainer(rule, network("mlp"), 0)
+    report = fit(rule, trainer=trainer, lr=0.01)
+    assert isinstance(rule, ScalarRule) and report.scalars.shape == (6 * 3,) and report.scalars.dtype == torch.float32
+    replica = trainer.initial_params()
+    for step, scalars in enumerate(report.scalars.view(6, 3)):
+        rule.apply(replica, rule.draw(Place(0, 1, -1, step), 0, 0), scalars, 0.01)
+    for key, p in replica.items():  # the client's own copy was perturbed and put back: the same but for rounding
+        torch.testing.assert_close(report.params[key], p, rtol=0, atol=1e-6)
+    assert fit(MonoForward()).scalars is None
+
+
+@dataclass(frozen=True)
+class Drift(Rule):
+    """Every parameter falls by lr each step: proximal pulls then have a closed form."""
+
+    name: ClassVar[str] = "drift"
+
+    def init(self, net, seed):
+        return State(net.init(seed), {}, {})
+
+    def step(self, net, state, batch, lr):
+        for p in state.params.values():
+            p.sub_(lr)
+        return Stats(torch.zeros(()), torch.zeros(()), batch.weight.sum())
+
+    def logits(self, net, state, x):
+        return net.forward(state.params, x)
+
+
+@pytest.mark.parametrize("mu", [0.0, 2.0, 10.0, 100.0])
+def test_proximal_mu_pulls_towards_the_received_model(mu):
+    # d ← (1 − lr μ) d + lr, from d = 0, six times: lr (1 − q⁶) / (1 − q); a pull of lr μ ≥ 1 stops at the anchor.
+    report, anchor = fit(Drift(), proximal_mu=mu), Trainer(Drift(), network("mlp"), 0).initial_params()
+    q = 1 - min(0.1 * mu, 1.0)
+    wanted = 0.1 * sum(q**i for i in range(6))
+    for key, p in report.params.items():
+        torch.testing.assert_close(anchor[key] - p, torch.full_like(p, wanted), rtol=0, atol=1e-5)
+
+
+def test_the_anchor_is_memory_too():
+    trainer = Trainer(Backprop(), network("mlp"), 0)
+    size = sum(p.nbytes for p in trainer.initial_params().values())
+    free, pulled = fit(Backprop(), trainer=trainer), fit(Backprop(), trainer=trainer, proximal_mu=0.1)
+    assert pulled.base_bytes == free.base_bytes + size and pulled.peak_bytes == free.peak_bytes + size
+
+
+def test_optimizer_memory_starts_anew_and_constants_are_shared():
+    trainer = Trainer(DFA(momentum=0.9), network("mlp"), 0)
+    a, b = trainer.state(trainer.initial_params()), trainer.state(trainer.initial_params())
+    assert a.fixed is b.fixed
+    assert all(not slot.any() and slot.data_ptr() != b.slots[key].data_ptr() for key, slot in a.slots.items())
+    before = {key: f.clone() for key, f in a.fixed.items()}
+    fit(DFA(momentum=0.9), trainer=trainer)
+    assert equal(trainer.state({}).fixed, before)
+    assert not any(slot.any() for slot in trainer.state({}).slots.values())
+
+
+def test_a_rule_that_cannot_train_the_network_is_refused_at_once():
+    with pytest.raises(RuleError, match="needs two hidden blocks"):
+        Trainer(ForwardForward(), Network(lambda: mlp(SHAPE, CLASSES, hidden=(8,)), SHAPE, CLASSES), 0)
