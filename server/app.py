@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from .rounds import AllClientsFailed, Job, run_rounds
+from .rounds import Job, RunFailed, run_rounds
 
 
 def make_server_app(prepare: Callable[[Context], Job], finish: Callable[[Job], None]) -> ServerApp:
@@ -19,8 +19,9 @@ def make_server_app(prepare: Callable[[Context], Job], finish: Callable[[Job], N
         job = prepare(context)
         try:
             run_rounds(job, grid)
-        except (AllClientsFailed, TimeoutError):
+        except (RunFailed, TimeoutError):
             job.records.finish("failed")
+            job.records.close()
             raise
         finish(job)
 

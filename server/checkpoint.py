@@ -38,9 +38,7 @@ def dump(server_round: int, arrays: ArrayRecord, strategy: Strategy) -> bytes:
         return _pickle(Checkpoint(server_round, arrays, attributes))
     except (pickle.PicklingError, TypeError, AttributeError):
         guilty = [name for name, value in attributes.items() if not _picklable(value)]
-        raise TypeError(
-            f"strategy {type(strategy).__name__} keeps what cannot be saved in a checkpoint: {', '.join(guilty)}"
-        ) from None
+        raise TypeError(f"it keeps what cannot be saved in a checkpoint: {', '.join(guilty)}") from None
 
 
 def load(data: bytes) -> Checkpoint:

@@ -3,7 +3,8 @@
     runs/<name>/
     ├── experiment.toml       the exact experiment
     ├── run.sqlite            tables runs, rounds, clients, evaluations
-    ├── checkpoints/          the server's state after the last committed rounds
+    ├── checkpoints/          the server's state after the last committed round
+    ├── lock                  held by the process that writes the run; the kernel releases it when that dies
     ├── report.html, *.png    written when the run ends
 
 A round is one transaction. Its checkpoint is on disk before the transaction commits, so the database alone says how far
@@ -15,15 +16,21 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
-DATABASE, EXPERIMENT, CHECKPOINTS = "run.sqlite", "experiment.toml", "checkpoints"
+try:
+    import fcntl
+except ImportError:  # not Unix: runs are not locked
+    fcntl = None
+
+DATABASE, EXPERIMENT, CHECKPOINTS, LOCK = "run.sqlite", "experiment.toml", "checkpoints", "lock"
 
 # Bytes are payload bytes (Flower's own count over all records of a message); wire_* is the message content as Flower
 # serialises it. Times are seconds of this machine and the only columns in which two equal runs may differ.
@@ -51,6 +58,14 @@ CREATE TABLE IF NOT EXISTS evaluations (
 TIMES = {"rounds": ("seconds",), "clients": ("seconds",)}  # columns that are not a function of the experiment
 
 
+class NotARun(FileNotFoundError):
+    """A folder holds no run of this program; one line that says so."""
+
+
+class RunInUse(RuntimeError):
+    """Another process writes this run; one line that names the remedy."""
+
+
 def _insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
     columns = ", ".join(row)
     marks = ", ".join("?" * len(row))
@@ -62,11 +77,15 @@ class Records:
 
     Args:
         folder: the run's folder; created if missing.
+
+    Raises:
+        RunInUse: if another process has the run open for writing.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
         self.db = sqlite3.connect(folder / DATABASE, isolation_level=None)
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
@@ -77,9 +96,15 @@ class Records:
         row = {"name": name, "version": version, "created": _now(), "status": "running", "experiment": experiment}
         _insert(self.db, "runs", row | {"environment": json.dumps(dict(environment))})
 
+    def go_on(self) -> None:
+        """Mark the run as running again."""
+        self.db.execute("UPDATE runs SET status = 'running', finished = NULL")
+
     def finish(self, status: str = "finished") -> None:
-        """Mark the run `finished` or `failed`."""
+        """Mark the run `finished` or `failed`, and make the database one file that can be copied as it is."""
         self.db.execute("UPDATE runs SET status = ?, finished = ?", (status, _now()))
+        with suppress(sqlite3.OperationalError):  # somebody reads it now: the log beside it stays
+            self.db.execute("PRAGMA journal_mode=DELETE")
 
     def last_round(self) -> int:
         """Return the last committed round (0 is the initial model), or -1 if there is none."""
@@ -113,20 +138,18 @@ class Records:
         """Write one round: its checkpoint first, then all of its rows in one transaction."""
         server_round = row["round"]
         write_atomically(self.checkpoint_path(server_round), checkpoint)
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             _insert(self.db, "rounds", row)
-            for client in clients:
-                _insert(self.db, "clients", {"round": server_round} | dict(client))
-            for evaluation in evaluations:
-                _insert(self.db, "evaluations", {"round": server_round} | dict(evaluation))
-        except BaseException:
-            self.db.execute("ROLLBACK")
-            raise
-        self.db.execute("COMMIT")
+            self._insert_all("clients", server_round, clients)
+            self._insert_all("evaluations", server_round, evaluations)
         for old in (self.folder / CHECKPOINTS).iterdir():
             if old != self.checkpoint_path(server_round):
                 old.unlink()
+
+    def note_failures(self, server_round: int, clients: Iterable[Mapping[str, Any]]) -> None:
+        """Write the clients of a round that came to nothing; a resumed run overwrites them."""
+        with self._transaction():
+            self._insert_all("clients", server_round, clients)
 
     def scalars(self) -> list[tuple[int, bytes]]:
         """Return (round, averaged scalars as little-endian float32) of every committed round that has any."""
@@ -134,8 +157,25 @@ class Records:
         return self.db.execute(query).fetchall()
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database and let go of the run."""
         self.db.close()
+        if self._lock:
+            self._lock.close()
+
+    def _insert_all(self, table: str, server_round: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            _insert(self.db, table, {"round": server_round} | dict(row))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.db.execute("COMMIT")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            raise
 
 
 @dataclass(frozen=True)
@@ -153,20 +193,21 @@ def read_run(folder: Path) -> Run:
     """Read the run in `folder`.
 
     Raises:
-        FileNotFoundError: if the folder holds no run.
+        NotARun: if the folder holds no run.
     """
     if not (folder / DATABASE).is_file():
-        raise FileNotFoundError(f"{folder} holds no run (no {DATABASE} in it)")
-    db = sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True)
+        raise NotARun(f"{folder} holds no run (no {DATABASE} in it)")
     try:
-        tables = {
-            name: pd.read_sql(f"SELECT * FROM {name} ORDER BY round{key}", db)
-            for name, key in {"rounds": "", "clients": ", client", "evaluations": ", client"}.items()
-        }
-        runs = pd.read_sql("SELECT * FROM runs", db).to_dict("records")
-    finally:
-        db.close()
-    return Run(folder, runs[0] if runs else {}, **tables)
+        with closing(sqlite3.connect(f"{(folder / DATABASE).resolve().as_uri()}?mode=ro", uri=True)) as db:
+            tables = {
+                name: pd.read_sql(f"SELECT * FROM {name} ORDER BY round{key}", db)
+                for name, key in {"rounds": "", "clients": ", client", "evaluations": ", client"}.items()
+            }
+            runs = pd.read_sql("SELECT * FROM runs WHERE status IS NOT NULL AND experiment IS NOT NULL", db)
+    except (sqlite3.Error, pd.errors.DatabaseError):
+        raise NotARun(f"{folder} holds no run of this program: its {DATABASE} is another's, or broken") from None
+    info = runs.to_dict("records")
+    return Run(folder, info[0] if info else {}, **tables)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -177,6 +218,21 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _lock(folder: Path) -> IO | None:
+    """Take the run's lock and return the file that holds it, or None where the file system knows no locks."""
+    if fcntl is None:
+        return None
+    lock = open(folder / LOCK, "a")  # noqa: SIM115  (open as long as the lock is held)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        if isinstance(error, BlockingIOError):
+            raise RunInUse(f"{folder} is in use by another process: wait until it ends, or stop it") from None
+        return None
+    return lock
 
 
 def _now() -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Protocol
@@ -30,7 +31,11 @@ Row = dict[str, Any]
 Evaluate = Callable[[ArrayRecord], tuple[float, float]]  # -> loss, accuracy on the server's test set
 
 
-class AllClientsFailed(RuntimeError):
+class RunFailed(RuntimeError):
+    """A run cannot go on; one line that says why. What was committed before stays."""
+
+
+class AllClientsFailed(RunFailed):
     """No client of a round came back with an update."""
 
 
@@ -106,6 +111,7 @@ def run_rounds(job: Job, grid: Grid) -> ArrayRecord:
 
     Raises:
         AllClientsFailed: if a round ends without a single update, naming the first reason.
+        RunFailed: if the strategy or the evaluation on the server raises something.
         TimeoutError: if too few clients come.
     """
     loop = _Loop(**vars(job), roster=Roster(grid, job.plan.clients))
@@ -129,11 +135,11 @@ class _Loop(Job):
     roster: Roster
 
     def commit_initial(self, arrays: ArrayRecord) -> None:
-        loss, accuracy = self.evaluate(arrays)
+        loss, accuracy = self._evaluate_server(arrays)
         row = {"round": 0, "clients": 0, "failed": 0, "loss": _number(loss), "accuracy": _number(accuracy)}
         row |= dict.fromkeys(("bytes_down", "bytes_up", "wire_down", "wire_up", "flops"), 0)
         row |= {"seconds": 0.0, "model_sha256": model_hash(arrays)}
-        self.records.commit_round(row, [], [], checkpoint.dump(0, arrays, self.strategy))
+        self.records.commit_round(row, [], [], self._checkpoint(0, arrays))
 
     def round(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Run one round, commit it, and return the new model."""
@@ -144,14 +150,13 @@ class _Loop(Job):
         evaluations: list[Row] = []
         if evaluates:
             evaluations = self._evaluate_clients(server_round, arrays)
-            loss, accuracy = self.evaluate(arrays)
+            loss, accuracy = self._evaluate_server(arrays)
             row |= {"loss": _number(loss), "accuracy": _number(accuracy)}
             row |= {"client_accuracy": _mean(evaluations, "accuracy"), "client_loss": _mean(evaluations, "loss")}
         averaged = getattr(self.strategy, "averaged", None)
         row["scalars"] = scalars.to_blob(averaged) if isinstance(averaged, torch.Tensor) else None
         row |= {"seconds": time.perf_counter() - started, "model_sha256": model_hash(arrays)}
-        state = checkpoint.dump(server_round, arrays, self.strategy)
-        self.records.commit_round(row, clients, evaluations, state)
+        self.records.commit_round(row, clients, evaluations, self._checkpoint(server_round, arrays))
         if self.observer:
             self.observer.round_done(row, clients)
         return arrays
@@ -164,15 +169,18 @@ class _Loop(Job):
             "server-round": server_round,
         })  # fmt: skip
         seed_globals(self.plan.seed, server_round, 0)
-        messages = list(self.strategy.configure_train(server_round, arrays, config, self.roster))
+        with _named(f"strategy {type(self.strategy).__name__}"):
+            messages = list(self.strategy.configure_train(server_round, arrays, config, self.roster))
         if self.observer:
             self.observer.round_started(server_round, len(messages))
         replies = self.roster.send_and_receive(messages, timeout=self.plan.timeout)
         rows = self._client_rows(messages, replies)
-        seed_globals(self.plan.seed, server_round, 1)
-        new, _ = self.strategy.aggregate_train(server_round, replies)
         if messages and not any(row["status"] == "ok" for row in rows):
+            self.records.note_failures(server_round, rows)
             raise AllClientsFailed(f"every client of round {server_round} failed: {rows[0]['reason']}")
+        seed_globals(self.plan.seed, server_round, 1)
+        with _named(f"strategy {type(self.strategy).__name__}"):
+            new, _ = self.strategy.aggregate_train(server_round, replies)
         return rows, arrays if new is None else _as_float32(new)
 
     def _client_rows(self, messages: list[Message], replies: list[Message]) -> list[Row]:
@@ -191,7 +199,8 @@ class _Loop(Job):
         """Run the strategy's federated evaluation of the new model and return one row a client."""
         seed_globals(self.plan.seed, server_round, 2)
         config = ConfigRecord({"server-round": server_round})
-        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, self.roster))
+        with _named(f"strategy {type(self.strategy).__name__}"):
+            messages = list(self.strategy.configure_evaluate(server_round, arrays, config, self.roster))
         replies = self.roster.send_and_receive(messages, timeout=self.plan.timeout) if messages else []
         rows, answered = [], []
         sent = {m.metadata.dst_node_id: m for m in messages}
@@ -209,8 +218,26 @@ class _Loop(Job):
             if row["samples"]:  # a client without held-out data has no say, and its NaN must not spread
                 answered.append(reply)
         if answered:
-            self.strategy.aggregate_evaluate(server_round, answered)
+            with _named(f"strategy {type(self.strategy).__name__}"):
+                self.strategy.aggregate_evaluate(server_round, answered)
         return rows
+
+    def _evaluate_server(self, arrays: ArrayRecord) -> tuple[float, float]:
+        with _named(f"the server's evaluation of rule {self.plan.rule}"):
+            return self.evaluate(arrays)
+
+    def _checkpoint(self, server_round: int, arrays: ArrayRecord) -> bytes:
+        with _named(f"strategy {type(self.strategy).__name__}"):
+            return checkpoint.dump(server_round, arrays, self.strategy)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Turn whatever `what` raises into RunFailed, in one line."""
+    try:
+        yield
+    except Exception as error:
+        raise RunFailed(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 class _Sizes:
@@ -267,7 +294,8 @@ def _mean(rows: Iterable[Row], column: str) -> float | None:
 
 
 def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    """Return a number as the database keeps it: NULL where it is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _first_line(reason: str) -> str:

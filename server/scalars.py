@@ -25,9 +25,7 @@ class ScalarRound(NamedTuple):
     scalars: Tensor  # (steps · K,) float32
 
 
-def apply_round(
-    rule: ScalarRule, params: Tensors, seed: int, server_round: int, scalars: Tensor, lr: float
-) -> None:
+def apply_round(rule: ScalarRule, params: Tensors, seed: int, server_round: int, scalars: Tensor, lr: float) -> None:
     """Apply one round's averaged scalars (steps · K,) to `params` in place, step after step."""
     for step, answer in enumerate(scalars.view(-1, rule.directions)):
         draws = rule.draw(Place(seed, server_round, client=-1, step=step), 0, 0)

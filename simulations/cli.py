@@ -109,7 +109,7 @@ def run(
         with Watcher(console, world.experiment, summarise(read_run(folder))["rounds"] or 0) as watcher:
             execute(world, folder, watcher, watcher.client_done)
     except KeyboardInterrupt:
-        say(console, "interrupted" + (f"; go on with: fedforward run --resume {folder}" if folder else ""))
+        say(console, _interrupted(folder))
         raise typer.Exit(130) from None
     _show_result(world.experiment, folder, as_json)
 
@@ -168,6 +168,18 @@ def _refuse_flags_with_resume(flags: dict[str, Any], options: list[str] | None, 
         raise ExperimentError(f"--resume goes on with the run's own experiment: drop {', '.join(given)}")
 
 
+def _interrupted(folder: Path | None) -> str:
+    """Return what is said of an interrupted run; it may have been the report that was interrupted."""
+    try:
+        finished = folder is not None and read_run(folder).info.get("status") == "finished"
+    except NotARun:
+        folder = None
+    if folder is None:
+        return "interrupted"
+    command = f"fedforward report {folder}" if finished else f"fedforward run --resume {folder}"
+    return f"interrupted; go on with: {command}"
+
+
 def _show_result(experiment: Experiment, folder: Path, as_json: bool) -> None:
     summary = summarise(read_run(folder)) | {"name": experiment.name}
     page = folder / "report.html"
@@ -202,4 +214,4 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(1)

@@ -195,7 +195,7 @@ def choose(what: str, name: str, known: Iterable[str]) -> None:
     """Raise ExperimentError if `name` is not known, naming the near ones and all there are."""
     known = list(known)
     if name not in known:
-        near = get_close_matches(name, known, n=2, cutoff=0.5)
+        near = get_close_matches(name, known, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ExperimentError(f"unknown {what} '{name}': {hint}known: {', '.join(known)}")
 

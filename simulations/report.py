@@ -171,6 +171,7 @@ def _details(each: Shown, several: bool) -> str:
     last = run.clients.drop_duplicates("client", keep="last").sort_values("client")
     path = run.folder / EXPERIMENT
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    again = shlex.join(["run", path.as_posix(), "--name", f"{run.folder.name}-again"])
     environment = json.loads(run.info.get("environment") or "{}")
     ran = [f"FedForward {run.info.get('version') or '?'}"] + [f"{name} {value}" for name, value in environment.items()]
     ran += [f"{word} {run.info[word]}" for word in ("created", "finished") if run.info.get(word)]
@@ -184,7 +185,7 @@ def _details(each: Shown, several: bool) -> str:
         _folded(f"Rounds ({len(run.rounds):,})", _table(run.rounds, ROUNDS)),
         _folded(f"Clients, the last round each took part in ({len(last):,})", _table(last, CLIENTS)),
         _folded("Experiment", f"<pre>{escape(toml)}</pre>"),
-        f"<h3>Run it again</h3><pre>fedforward run {escape(shlex.quote(path.as_posix()))}</pre>",
+        f"<h3>Run it again</h3><pre>fedforward {escape(again)}</pre>",
         f"<p class=small>{escape(' · '.join(ran))}</p></section>",
     ]
     return "".join(parts)

@@ -93,9 +93,11 @@ def execute(
     job = _job(world, folder, observer)
     client_app = make_client_app(lambda context: world.client(int(context.node_config["partition-id"])))
     grid = InlineGrid(client_app, e.clients, e.to_run_config(), on_reply)
+    remedy = f"go on with fedforward run --resume {folder}"
     try:
         run_rounds(job, grid)
         job.records.finish()
+        remedy = f"the run is finished, and its report wants fedforward report {folder}"
         write_report([folder])
     except RunFailed:
         job.records.finish("failed")
@@ -104,7 +106,7 @@ def execute(
     except BrokenPipeError:  # nobody reads what the observer prints
         raise
     except (OSError, sqlite3.OperationalError) as error:
-        raise RunFailed(f"cannot write {folder} ({error}): go on with fedforward run --resume {folder}") from error
+        raise RunFailed(f"cannot write {folder} ({error}): {remedy}") from error
     finally:
         job.records.close()
 

@@ -115,7 +115,10 @@ class Shown:
         """Return what the experiment says of `key`, with the values of its table in [set]."""
         table = self.experiment.get("set", {}).get(key, {})
         values = ", ".join(f"{k} = {v}" for k, v in table.items())
-        return f"{self.experiment.get(key, NOTHING)}" + (f" ({values})" if values else "")
+        value = self.experiment.get(key, NOTHING)
+        if key == "clients-per-round" and value == 0:
+            value = "all"
+        return f"{value}" + (f" ({values})" if values else "")
 
     def standing(self) -> str | None:
         """Return how far an unfinished run got, or None for a finished one."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .experiment import Experiment
@@ -41,15 +41,14 @@ class Watcher:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        sampled = experiment.sampled()
-        self.task = self.progress.add_task("clients", total=(experiment.rounds - max(done, 0)) * sampled)
+        self.task = self.progress.add_task("clients", total=_replies(experiment, done))
         say(console, "  ".join(f"{name:>{width}}" for name, width, _ in COLUMNS), style="bold")
 
     def __enter__(self) -> Watcher:
@@ -60,7 +59,7 @@ class Watcher:
         self.progress.stop()
 
     def client_done(self) -> None:
-        """Move the bar by one client."""
+        """Move the bar by one client that has trained or evaluated."""
         if self.progress.tasks[0].completed < self.progress.tasks[0].total:
             self.progress.advance(self.task)
 
@@ -113,6 +112,13 @@ def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _replies(experiment: Experiment, done: int) -> int:
+    """Return how often a client will be asked to train or to evaluate in the rounds after `done`."""
+    left = range(done + 1, experiment.rounds + 1)
+    evaluated = sum(t == experiment.rounds or t % experiment.evaluate_every == 0 for t in left)
+    return len(left) * experiment.sampled() + evaluated * experiment.clients
 
 
 def _largest(clients: list[dict[str, Any]], column: str) -> int | None:

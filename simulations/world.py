@@ -100,7 +100,10 @@ def resolved(experiment: Experiment) -> Experiment:
     strategy = experiment.strategy
     if strategy == "auto":
         strategy = "fedscalar" if rule.exchange == "scalars" else "fedavg"
-    return experiment.replace(lr=rule.lr, strategy=strategy)
+    options = dict(experiment.set)
+    if strategy in DEFAULTS:
+        options["strategy"] = DEFAULTS[strategy] | options.get("strategy", {})
+    return experiment.replace(lr=rule.lr, strategy=strategy, set=options)
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from fedforward.server.records import TIMES, read_run
 from fedforward.simulations.experiment import Experiment, from_run_config
 from fedforward.simulations.run import execute, start
@@ -88,9 +87,9 @@ def test_flower_ray_ends_in_the_same_model_and_rows_as_inline(superlink, tmp_pat
     options = "model.hidden=[32] rule.directions=4" if rule == "baffle" else "model.hidden=[32]"
     overrides = " ".join(f"{key}={value!r}" for key, value in settings.items())
     overrides += f" set='{options}' runs-dir='{tmp_path}'"
+    federation = "num-supernodes=5 client-resources-num-cpus=1"
     subprocess.run(
-        ["flwr", "run", str(ROOT), "--stream", "--run-config", overrides]
-        + ["--federation-config", "num-supernodes=5 client-resources-num-cpus=1"],
+        ["flwr", "run", str(ROOT), "--stream", "--run-config", overrides, "--federation-config", federation],
         env=superlink, check=True, capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
     world, folder = start(from_run_config(run_config() | settings | {"set": options, "name": "inline"}), tmp_path)

@@ -30,9 +30,10 @@ Tensors = dict[str, Tensor]
 class Baffle(ScalarRule):
     """Finite differences of the loss along shared sign directions.
 
-    Stores during a step: what inference stores, or what a slice of signs needs if that is more. Parameters are perturbed in place, slice by
-    slice, and put back the same way, which leaves them within a few units in the last place of where they were;
-    a client that goes on from its own copy should take the server's next model or replay the scalars.
+    Stores during a step: what inference stores, or what a slice of signs needs if that is more. Parameters are
+    perturbed in place, slice by slice, and put back the same way, which leaves them within a few units in the last
+    place of where they were; a client that goes on from its own copy should take the server's next model or
+    replay the scalars.
 
     Departs from the paper: directions are signs, not Gaussian (lower variance, and the same bits on every machine);
     they are shared by all clients, as the protocol says and the released code does not do; gradients are not clipped,
@@ -43,7 +44,8 @@ class Baffle(ScalarRule):
         sigma: σ, the length of a perturbation per parameter; 1e-4 … 1e-3 suits float32.
         directions: K.
         scheme: "forward" or "central" difference.
-        chunk: parameters perturbed at a time, about 10 bytes each (signs, their bits, a product); changes no bit of the result.
+        chunk: parameters perturbed at a time, about 10 bytes each (signs, their bits, a product);
+            changes no bit of the result.
     """
 
     name: ClassVar[str] = "baffle"

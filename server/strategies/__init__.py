@@ -26,4 +26,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "fedscalar": FedScalar,
 }
 
-__all__ = ["STRATEGIES", "FedScalar"]
+# Options where Flower's own default would make a strategy another one: FedProx with 0 is FedAvg.
+DEFAULTS: dict[str, dict[str, float]] = {"fedprox": {"proximal_mu": 0.1}}
+
+__all__ = ["DEFAULTS", "STRATEGIES", "FedScalar"]

@@ -17,7 +17,7 @@ EXPERIMENTS = [
     Experiment(),
     Experiment(lr=0.25, clients=7, clients_per_round=3, strategy="krum", partition="dirichlet:0.3", seed=9, holdout=0),
     Experiment(set={"model": {"hidden": [64, 32], "activation": "tanh"}, "rule": {"momentum": 0.9, "nesterov": True}}),
-    Experiment(set={"rule": {"text": "a \"quote\", one's own = \\ $x\n#", "empty": "", "list": ["a b", "c"]}}),
+    Experiment(set={"rule": {"text": 'a "quote", one\'s own = \\ $x\n#', "empty": "", "list": ["a b", "c"]}}),
     Experiment(set={"data": {"nested": [[1, 2], [3]], "number": 1e-7, "limit": 10}}, name="my run"),
     Experiment(rule="some/where/my rule.py:Mine", data="./folder of data"),
 ]

@@ -43,6 +43,15 @@ def test_a_terminal_sees_the_bar():
     assert "round 1000/1000" in watched(80, True, [OK])
 
 
+def test_the_bar_is_full_when_the_last_client_is_done():
+    experiment = Experiment(clients=10, clients_per_round=3, rounds=5, evaluate_every=2)
+    watcher = Watcher(Console(file=io.StringIO()), experiment, done=1)
+    assert watcher.progress.tasks[0].total == 4 * 3 + 3 * 10  # rounds 2, 4 and 5 evaluate
+    for _ in range(50):
+        watcher.client_done()
+    assert watcher.progress.finished
+
+
 def test_many_failures_are_counted():
     text = watched(80, False, [FAILED | {"client": n} for n in range(300)])
     assert text.count("failed:") == 5 and "and 295 more: see the report" in text

@@ -173,10 +173,10 @@ def test_a_file_may_import_what_lies_beside_it_and_keeps_out_of_the_way(mine, tm
         ({"rule": "syntax:Mine"}, "cannot import syntax (SyntaxError"),
         ({"rule": "mine:number"}, "rule 'mine:number' is an object of type int, not a fedforward.algorithms.Rule"),
         ({"rule": "mine:Counting"}, "rule 'mine:Counting' is the class Counting, not a"),
-        ({"model": "mine:number"}, "model 'mine:number' is an object of type int, not an nn.Sequential or what makes one"),
+        ({"model": "mine:number"}, "'mine:number' is an object of type int, not an nn.Sequential or what makes one"),
         ({"model": "mine:rule"}, "model 'mine:rule' is an object of type Mine, not an"),
         ({"model": "mine:data"}, "model"),
-        ({"strategy": "mine:number"}, "strategy 'mine:number' is an object of type int, not a flwr.serverapp.strategy.Strategy"),
+        ({"strategy": "mine:number"}, "is an object of type int, not a flwr.serverapp.strategy.Strategy"),
         ({"strategy": "mine:Mine"}, "strategy 'mine:Mine' is the class Mine, not a"),
         ({"data": "mine:number"}, "data 'mine:number' gives an object of type int"),
         ({"data": "mine:model"}, "data 'mine:model' failed: TypeError"),
@@ -240,7 +240,7 @@ BAD = dedent("""
         ({"model": "mpl"}, "unknown model 'mpl': did you mean mlp"),
         ({"strategy": "fedadm"}, "unknown strategy 'fedadm': did you mean fedadam"),
         ({"partition": "dirchlet:0.3"}, "did you mean dirichlet"),
-        ({"rule": "baffle", "strategy": "fedavg"}, "sends scalars, which fedavg cannot aggregate: use --strategy fedscalar"),
+        ({"rule": "baffle", "strategy": "fedavg"}, "which fedavg cannot aggregate: use --strategy fedscalar"),
         ({"strategy": "fedscalar"}, "sends weights, which fedscalar cannot aggregate: use --strategy fedavg"),
         ({"rule": "forward-forward", "set": {"model": {"hidden": [8]}}}, "forward-forward"),
         ({"set": {"model": {"hidden": []}}}, "mono-forward trains hidden blocks, and this model has none"),
@@ -272,6 +272,7 @@ def test_auto_and_the_rules_rate_are_written_out():
     assert (resolved(small()).strategy, resolved(small(rule="baffle")).strategy) == ("fedavg", "fedscalar")
     assert resolved(small(rule="dfa")).lr == DFA().lr and resolved(small(rule="dfa", lr=0.5)).lr == 0.5
     assert resolved(small(set={"rule": {"lr": 0.25}})).lr == 0.25
+    assert resolved(small(strategy="fedprox")).set["strategy"] == {"proximal_mu": 0.1}
     with pytest.raises(ExperimentError, match="lr must be positive"):
         resolved(small(set={"rule": {"lr": -1.0}}))
 
