@@ -1,0 +1,46 @@
+"""What the documents claim of whole runs on digits."""
+
+import pytest
+
+from fedforward import protocol
+from fedforward.server.records import Records, read_run
+from fedforward.server.rounds import model_hash
+from fedforward.server.scalars import ScalarRound, from_blob, rebuild
+from fedforward.simulations.experiment import Experiment
+from fedforward.simulations.run import execute, start
+
+
+def run(tmp_path, **changes):
+    """Run an experiment and return (its world, its records)."""
+    world, folder = start(Experiment(**changes), tmp_path)
+    execute(world, folder)
+    return world, read_run(folder)
+
+
+def test_the_demo_reaches_95_percent_and_stays_within_a_point_and_a_half_of_backprop(tmp_path):
+    accuracy = {}
+    for rule in ("mono-forward", "backprop"):
+        _, records = run(tmp_path, rule=rule, evaluate_every=30)
+        accuracy[rule] = records.rounds.accuracy.iloc[-1]
+    assert accuracy["mono-forward"] >= 0.95
+    assert accuracy["mono-forward"] >= accuracy["backprop"] - 0.015
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["forward", "central"])
+def test_baffle_learns_digits_from_scalars_and_any_replica_rebuilds_the_model(tmp_path, scheme):
+    options = {"model": {"hidden": [32]}, "rule": {"directions": 32, "scheme": scheme}}
+    world, records = run(
+        tmp_path, rule="baffle", lr=0.3, clients=5, rounds=300, epochs=1, batch_size=1000, evaluate_every=100, set=options
+    )  # fmt: skip
+    assert records.rounds.accuracy.iloc[-1] >= 0.92
+    assert set(records.clients.bytes_up) == {protocol.scalar_uplink_bytes(32)}
+    assert protocol.scalar_uplink_bytes(32) == 4 * 32 + protocol.scalar_uplink_bytes(0)
+    database = Records(records.folder)
+    log = [
+        ScalarRound(number, lr, from_blob(blob))
+        for (number, blob), lr in zip(database.scalars(), records.rounds.learning_rate[1:], strict=True)
+    ]
+    database.close()
+    replica = rebuild(world.trainer.rule, world.trainer.initial_params(), world.experiment.seed, log)
+    assert model_hash(protocol.encode_params(replica)) == records.rounds.model_sha256.iloc[-1]
