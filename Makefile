@@ -9,7 +9,7 @@ READY := .venv/.ready
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# torch first, at the pinned version: a plain resolution may take a CUDA build of several gigabytes.
+# torch first and pinned, so that nothing that is installed after it brings another build.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch

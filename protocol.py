@@ -26,7 +26,7 @@ PARTITION, SAMPLES = "partition-id", "num-examples"
 CLIENT_FAILED = 1001  # error code of a client that says itself why it could not finish
 
 TRAIN_METRICS = (  # of a train reply, in this order
-    PARTITION, SAMPLES, "steps", "batch", "loss", "accuracy-before", "accuracy-after",
+    PARTITION, SAMPLES, "steps", "batch", "loss", "accuracy", "accuracy-before", "accuracy-after",
     "peak-bytes", "base-bytes", "flops", "seconds",
 )  # fmt: skip
 EVALUATE_METRICS = (PARTITION, SAMPLES, "loss", "accuracy")

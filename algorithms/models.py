@@ -25,6 +25,7 @@ def mlp(
 ) -> nn.Sequential:
     """Dense layers of the given widths, then a linear output."""
     act = _activation(activation)
+    _check_widths("hidden", hidden)
     width, blocks = 1, []
     for size in shape:
         width *= size
@@ -61,6 +62,7 @@ def _convolutional(
 ) -> nn.Sequential:
     if len(shape) != 3:
         raise NetworkError(f"convolutions need images (channels, height, width), the data has shape {tuple(shape)}")
+    _check_widths("channels", channels)
     if norm not in ("none", "group"):
         raise NetworkError(f"unknown norm '{norm}': use none or group")
     act, width, height = _activation(activation), shape[0], min(shape[1:])
@@ -76,6 +78,11 @@ def _convolutional(
         width, height = size, max(height // 2, 1)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
     return nn.Sequential(*blocks, head)
+
+
+def _check_widths(name: str, widths: Sequence[int]) -> None:
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise NetworkError(f"model.{name} must be whole numbers above 0, as in [128, 128], not {list(widths)}")
 
 
 def _activation(name: str) -> type[nn.Module]:

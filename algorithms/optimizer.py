@@ -20,12 +20,6 @@ NAMES = ("sgd", "adam")
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
-def check(name: str) -> None:
-    """Raise ValueError if there is no optimizer of this name."""
-    if name not in NAMES:
-        raise ValueError(f"unknown optimizer '{name}': use one of {', '.join(NAMES)}")
-
-
 def slots(name: str, momentum: float, params: Tensors) -> Tensors:
     """Return zeroed memory for `params`: nothing for plain sgd, one copy for momentum, two and a count for adam."""
     kept: Tensors = {}

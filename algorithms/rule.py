@@ -103,7 +103,7 @@ class GradientRule(Rule):
     Attributes:
         lr: learning rate.
         optimizer: "sgd" or "adam".
-        momentum: heavy-ball momentum of sgd; 0 needs no memory.
+        momentum: heavy-ball momentum of sgd; 0 needs no memory. Adam has its own and does not read it.
         weight_decay: L2 penalty, added to the gradient.
     """
 
@@ -112,7 +112,8 @@ class GradientRule(Rule):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        optimizer.check(self.optimizer)
+        if self.optimizer not in optimizer.NAMES:
+            raise RuleError(f"unknown optimizer '{self.optimizer}': use one of {', '.join(optimizer.NAMES)}")
 
     def slots(self, params: Tensors) -> Tensors:
         """Return zeroed optimizer memory for `params`."""
@@ -126,10 +127,16 @@ class GradientRule(Rule):
 
 @dataclass(frozen=True)
 class ScalarRule(Rule):
-    """A rule whose clients answer with K scalars a step along directions that all replicas share."""
+    """A rule whose clients answer with K scalars a step along directions that all replicas share.
+
+    `draw` makes a step's directions, and must make them of the place's seed, round and step alone: the server, which
+    knows neither the client nor its batch, makes them again.
+    """
 
     exchange: ClassVar[Literal["weights", "scalars"]] = "scalars"
     travels: ClassVar[str] = "scalars"
+
+    directions: int = 32  # K
 
     @abstractmethod
     def probe(self, net: Network, state: State, batch: Batch) -> tuple[Tensor, Stats]:

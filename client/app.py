@@ -42,6 +42,7 @@ def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
             "steps": report.steps,
             "batch": report.batch,
             "loss": report.loss,
+            "accuracy": report.accuracy,
             "accuracy-before": report.accuracy_before,
             "accuracy-after": report.accuracy_after,
             "peak-bytes": report.peak_bytes,

@@ -41,7 +41,7 @@ class Assignment:
     epochs: int
     batch_size: int
     evaluate: bool = True  # measure accuracy on held-out data before and after training
-    proximal_mu: float = 0.0  # FedProx: pull towards the received parameters
+    proximal_mu: float = 0.0  # FedProx, as a split step: w ← w − η μ (w − w_received), then the rule's own step
 
 
 class StepCost(NamedTuple):
@@ -69,6 +69,7 @@ class Report(NamedTuple):
     steps: int
     batch: int  # largest batch
     loss: float  # mean of the rule's own objective over the samples visited
+    accuracy: float  # part of the samples visited that was classified rightly, each before its own update
     accuracy_before: float
     accuracy_after: float
     peak_bytes: int
@@ -113,7 +114,7 @@ class Trainer:
         state, blank = self.state(params), float("nan")
         anchor = {key: p.clone() for key, p in params.items()} if todo.proximal_mu else {}
         before = self.evaluate(params, test).accuracy if todo.evaluate else blank
-        losses, weights, scalars, costs = [], [], [], []
+        losses, correct, weights, scalars, costs = [], [], [], [], []
         for step, batch in enumerate(self._batches(train, client, todo)):
             for key, origin in anchor.items():
                 state.params[key].lerp_(origin, min(todo.lr * todo.proximal_mu, 1.0))
@@ -126,6 +127,7 @@ class Trainer:
             if not math.isfinite(loss) or (answer is not None and not answer.isfinite().all()):
                 raise TrainingFailed(f"loss is not finite at step {step + 1} (lr {todo.lr:g}): lower --lr")
             losses.append(loss)
+            correct.append(float(stats.correct))
             weights.append(float(stats.weight))
             scalars.append(answer)
             costs.append(self._costs[kind])
@@ -138,6 +140,7 @@ class Trainer:
             steps=len(losses),
             batch=min(todo.batch_size, len(train)),
             loss=sum(losses) / sum(weights),
+            accuracy=sum(correct) / sum(weights),
             accuracy_before=before,
             accuracy_after=self.evaluate(params, test).accuracy if todo.evaluate else blank,
             peak_bytes=max(cost.peak for cost in costs),

@@ -19,10 +19,11 @@ def make_server_app(prepare: Callable[[Context], Job], finish: Callable[[Job], N
         job = prepare(context)
         try:
             run_rounds(job, grid)
+            finish(job)
         except (RunFailed, TimeoutError):
             job.records.finish("failed")
-            job.records.close()
             raise
-        finish(job)
+        finally:
+            job.records.close()
 
     return app

@@ -40,13 +40,14 @@ CREATE TABLE IF NOT EXISTS runs (
 );
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, learning_rate REAL, accuracy REAL, loss REAL, client_accuracy REAL, client_loss REAL,
-    train_loss REAL, clients INTEGER, failed INTEGER,
+    train_loss REAL, train_accuracy REAL, clients INTEGER, failed INTEGER,
     bytes_down INTEGER, bytes_up INTEGER, wire_down INTEGER, wire_up INTEGER, flops INTEGER,
     seconds REAL, model_sha256 TEXT, scalars BLOB
 );
 CREATE TABLE IF NOT EXISTS clients (
     round INTEGER, client INTEGER, rule TEXT, status TEXT, reason TEXT, samples INTEGER, steps INTEGER, batch INTEGER,
-    loss REAL, accuracy_before REAL, accuracy_after REAL, peak_bytes INTEGER, base_bytes INTEGER, flops INTEGER,
+    loss REAL, train_accuracy REAL, accuracy_before REAL, accuracy_after REAL,
+    peak_bytes INTEGER, base_bytes INTEGER, flops INTEGER,
     bytes_down INTEGER, bytes_up INTEGER, wire_down INTEGER, wire_up INTEGER, seconds REAL,
     PRIMARY KEY (round, client)
 );
@@ -218,6 +219,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or the new name may be lost with the power
+    finally:
+        os.close(folder)
 
 
 def _lock(folder: Path) -> IO | None:

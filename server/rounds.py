@@ -155,8 +155,10 @@ class _Loop(Job):
             row |= {"client_accuracy": _mean(evaluations, "accuracy"), "client_loss": _mean(evaluations, "loss")}
         averaged = getattr(self.strategy, "averaged", None)
         row["scalars"] = scalars.to_blob(averaged) if isinstance(averaged, torch.Tensor) else None
-        row |= {"seconds": time.perf_counter() - started, "model_sha256": model_hash(arrays)}
-        self.records.commit_round(row, clients, evaluations, self._checkpoint(server_round, arrays))
+        row["model_sha256"] = model_hash(arrays)
+        saved = self._checkpoint(server_round, arrays)
+        row["seconds"] = time.perf_counter() - started  # all of the round but its commit
+        self.records.commit_round(row, clients, evaluations, saved)
         if self.observer:
             self.observer.round_done(row, clients)
         return arrays
@@ -265,6 +267,7 @@ def _answer(reply: Message | None) -> Row:
         "status": "ok",
         "samples": int(metrics[protocol.SAMPLES]),
         "loss": _number(metrics["loss"]),
+        "train_accuracy": _number(metrics["accuracy"]),
         "accuracy_before": _number(metrics["accuracy-before"]),
         "accuracy_after": _number(metrics["accuracy-after"]),
         **{name: int(metrics[name]) for name in ("steps", "batch", "flops")},
@@ -283,7 +286,13 @@ def _totals(clients: list[Row]) -> Row:
         name: sum(row.get(name, 0) for row in clients)
         for name in ("bytes_down", "bytes_up", "wire_down", "wire_up", "flops")
     }
-    return {"clients": len(ok), "failed": len(clients) - len(ok), "train_loss": _mean(ok, "loss"), **sums}
+    return {
+        "clients": len(ok),
+        "failed": len(clients) - len(ok),
+        "train_loss": _mean(ok, "loss"),
+        "train_accuracy": _mean(ok, "train_accuracy"),
+        **sums,
+    }
 
 
 def _mean(rows: Iterable[Row], column: str) -> float | None:

@@ -81,6 +81,7 @@ def run(
     evaluate_every: Annotated[int | None, typer.Option(help="Rounds between evaluations.")] = None,
     seed: Annotated[int | None, typer.Option(help="The one seed of everything.")] = None,
     engine: Annotated[str | None, typer.Option(help="Where clients run: inline.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for a round's replies (0: all).")] = None,
     threads: Annotated[int | None, typer.Option(help="PyTorch threads.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
     options: Annotated[
@@ -95,7 +96,8 @@ def run(
         "rule": rule, "data": data, "model": model, "partition": partition, "clients": clients,
         "clients-per-round": clients_per_round, "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
         "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "holdout": holdout,
-        "evaluate-every": evaluate_every, "seed": seed, "engine": engine, "threads": threads, "name": name,
+        "evaluate-every": evaluate_every, "seed": seed, "engine": engine, "timeout": timeout,
+        "threads": threads, "name": name,
     }  # fmt: skip
     flags = {key: value for key, value in flags.items() if value is not None}
     console, folder = Console(stderr=True), resume
@@ -104,7 +106,10 @@ def run(
             _refuse_flags_with_resume(flags, options, experiment)
             world, folder = reopen(resume)
         else:
-            world, folder = start(from_toml(experiment, flags, options or []), runs_dir)
+            chosen = from_toml(experiment, flags, options or [])
+            if chosen.engine == "flower":
+                raise ExperimentError("engine flower is Flower's own runtime, started by `flwr run .`: use inline here")
+            world, folder = start(chosen, runs_dir)
         say(console, headline(world.experiment))
         with Watcher(console, world.experiment, summarise(read_run(folder))["rounds"] or 0) as watcher:
             execute(world, folder, watcher, watcher.client_done)

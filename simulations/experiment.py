@@ -12,16 +12,16 @@ import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import tomli_w
 
 from ..server.rounds import SCHEDULES
+from .refusal import closest
 
 PARTS = ("rule", "model", "strategy", "data")
-ENGINES = ("inline",)
+ENGINES = ("inline", "flower")
 
 
 class ExperimentError(ValueError):
@@ -48,7 +48,8 @@ class Experiment:
     holdout: float = 0.1  # part of a client's samples kept for its own evaluation
     evaluate_every: int = 1  # rounds between evaluations, on the server and on clients
     seed: int = 0
-    engine: str = "inline"
+    engine: str = "inline"  # flower: under `flwr run`
+    timeout: float = 0.0  # seconds to wait for a round's replies; 0: for all of them
     threads: int = 1  # PyTorch threads; part of the experiment, since sums depend on it
     set: dict[str, dict[str, Any]] = field(default_factory=dict)  # options by part
 
@@ -68,8 +69,8 @@ class Experiment:
             )
         if not 0 <= self.holdout < 1:
             raise ExperimentError(f"holdout must be at least 0 and less than 1, not {self.holdout:g}")
-        if self.seed < 0:
-            raise ExperimentError(f"seed must not be negative, and it is {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ExperimentError(f"seed must be between 0 and 2^63 − 1, not {self.seed}")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise ExperimentError(f"lr must be positive and finite, not {self.lr:g}")
         choose("lr-schedule", self.lr_schedule, SCHEDULES)
@@ -195,8 +196,8 @@ def choose(what: str, name: str, known: Iterable[str]) -> None:
     """Raise ExperimentError if `name` is not known, naming the near ones and all there are."""
     known = list(known)
     if name not in known:
-        near = get_close_matches(name, known, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        names = closest(name, known)
+        hint = f"did you mean {names}? " if names else ""
         raise ExperimentError(f"unknown {what} '{name}': {hint}known: {', '.join(known)}")
 
 

@@ -17,10 +17,17 @@ def require(what: str, name: str, known: Iterable[str], option: str) -> None:
         raise DataError(f"no {what} '{name}' among {listed(known)}{near(name, known)}: --set {option}")
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return up to three names close to `word` or holding it, as "a or b", or nothing."""
+    known = list(known)
+    holding = [name for name in known if len(word) > 2 and word.lower() in name.lower()]
+    return " or ".join(list(dict.fromkeys(difflib.get_close_matches(word, known, n=2) + holding))[:3])
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean …?)" with the names closest to `word`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
+    names = closest(word, known)
+    return f" (did you mean {names}?)" if names else ""
 
 
 def listed(names: Iterable[str]) -> str:

@@ -157,6 +157,11 @@ SUMMARY = (  # label, meaning, what writes the value
         "by Flower, training; up / down",
         _measured(format_bytes, "wire_up_total", "wire_down_total"),
     ),
+    (
+        "Bytes for evaluation",
+        "payload, up and down together, besides",
+        _measured(format_bytes, "evaluation_bytes_total"),
+    ),
     ("Training compute", "counted operations, all clients", _measured(format_flops, "flops_total")),
     ("Time", "of this machine, all rounds", _measured(format_seconds, "seconds")),
     ("Client-rounds", "that ended ok / that failed", _measured(format_integer, "client_rounds", "failed")),

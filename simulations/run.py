@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import platform
@@ -10,6 +11,7 @@ import sqlite3
 import sys
 import tomllib
 from collections.abc import Callable
+from logging import getLogger
 from pathlib import Path
 
 import flwr
@@ -28,6 +30,7 @@ from .report import write_report
 from .world import World, build, resolved
 
 RUNS = Path("runs")
+log = getLogger("fedforward")
 
 
 def start(experiment: Experiment, runs: Path = RUNS) -> tuple[World, Path]:
@@ -74,6 +77,7 @@ def reopen(folder: Path) -> tuple[World, Path]:
     records = Records(folder)  # first of all the lock: a run that goes on cannot be judged
     try:
         world = build(from_mapping(tomllib.loads(info["experiment"])))  # imports what the checkpoint may name
+        _warn_of_other_versions(folder, info)
         _check_checkpoint(folder, records)
     finally:
         records.close()
@@ -103,6 +107,9 @@ def execute(
         job.records.finish("failed")
         write_report([folder])
         raise
+    except TimeoutError as error:  # an OSError too, but of the network
+        job.records.finish("failed")
+        raise RunFailed(str(error)) from error
     except BrokenPipeError:  # nobody reads what the observer prints
         raise
     except (OSError, sqlite3.OperationalError) as error:
@@ -114,13 +121,12 @@ def execute(
 def prepare(context: Context) -> Job:
     """Return the job of a Flower run: our ServerApp's beginning."""
     runs = Path(str(context.run_config.get("runs-dir", RUNS)))
-    return _job(*start(from_run_config(context.run_config), runs), observer=None)
+    return _job(*start(from_run_config(context.run_config).replace(engine="flower"), runs), observer=None)
 
 
 def finish(job: Job) -> None:
     """Mark a Flower run finished, write its report and say where it is: our ServerApp's end."""
     job.records.finish()
-    job.records.close()
     print(f"finished: {write_report([job.records.folder])}", file=sys.stderr)
 
 
@@ -176,9 +182,17 @@ def _check_checkpoint(folder: Path, records: Records) -> None:
         )
 
 
+def _warn_of_other_versions(folder: Path, info: dict[str, str]) -> None:
+    """Say so if the run began under other versions: its numbers may then differ from an undisturbed run's."""
+    before = json.loads(info["environment"] or "{}")
+    changed = [f"{name} {before[name]} → {now}" for name, now in environment().items() if before.get(name, now) != now]
+    if changed:
+        log.warning("%s began under other versions: %s", folder, ", ".join(changed))
+
+
 def _free_name(experiment: Experiment, runs: Path) -> str:
     """Return rule-data, or the first rule-data-2, -3, … that is free."""
-    parts = (experiment.rule.rpartition(":")[2], Path(experiment.data.rpartition(":")[2]).stem)
+    parts = (experiment.rule.rpartition(":")[2], Path(experiment.data.rpartition(":")[2]).resolve().stem)
     stem = "-".join(part.lower().replace("/", "-") for part in parts)
     name, number = stem, 2
     while (runs / name).exists():

@@ -27,7 +27,8 @@ def summarise(run: Run) -> dict[str, Any]:
 
     Accuracy and loss are those of the last evaluated round. `peak_bytes_*` are over clients, each counting with the
     most it ever used. Totals are over the committed rounds (training; failed clients' downloads count, evaluation does
-    not), `*_client` is the mean of the client-rounds that ended ok. `failed` counts every client-round that is not ok.
+    not: that is `evaluation_bytes_total`), `*_client` is the mean of the client-rounds that ended ok. `failed` counts
+    every client-round that is not ok.
     """
     rounds, ok = run.rounds, run.clients[run.clients.status == "ok"]
     evaluated = rounds[numbers(rounds, "accuracy").notna() | numbers(rounds, "loss").notna()].tail(1)
@@ -43,6 +44,9 @@ def summarise(run: Run) -> dict[str, Any]:
         "peak_bytes_median": float(np.median(peaks)) if len(peaks) else None,
         "peak_bytes_max": int(peaks.max()) if len(peaks) else None,
         **{f"{name}_total": sum(int(n) for n in numbers(rounds, name).dropna()) for name in totals},
+        "evaluation_bytes_total": int(
+            numbers(run.evaluations, "bytes_up").sum() + numbers(run.evaluations, "bytes_down").sum()
+        ),
         "bytes_up_client": _mean(numbers(ok, "bytes_up")),
         "bytes_down_client": _mean(numbers(ok, "bytes_down")),
         "seconds": float(numbers(rounds, "seconds").sum()),

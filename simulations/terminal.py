@@ -17,10 +17,10 @@ from .formats import NOTHING, format_bytes, format_number, format_percent, forma
 COLUMNS = (
     ("round", 9, lambda row, clients, rounds: f"{row['round']}/{rounds}"),
     ("accuracy", 8, lambda row, clients, rounds: format_percent(row.get("accuracy"))),
-    ("clients", 7, lambda row, clients, rounds: format_percent(row.get("client_accuracy"))),
-    ("loss", 8, lambda row, clients, rounds: _loss(row.get("train_loss"))),
-    ("memory", 11, lambda row, clients, rounds: format_bytes(_largest(clients, "peak_bytes"))),
-    ("sent up", 11, lambda row, clients, rounds: format_bytes(_largest(clients, "bytes_up"))),
+    ("own acc", 7, lambda row, clients, rounds: format_percent(row.get("client_accuracy"))),
+    ("tr. loss", 8, lambda row, clients, rounds: _loss(row.get("train_loss"))),
+    ("max memory", 11, lambda row, clients, rounds: format_bytes(_largest(clients, "peak_bytes"))),
+    ("max sent up", 11, lambda row, clients, rounds: format_bytes(_largest(clients, "bytes_up"))),
     ("failed", 6, lambda row, clients, rounds: str(row["failed"]) if row["failed"] else "–"),
     ("time", 6, lambda row, clients, rounds: _seconds(row["seconds"])),
 )
@@ -106,6 +106,7 @@ def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
         ("sent down per client and round", format_bytes(down)),
         ("sent up in total", format_bytes(summary["bytes_up_total"])),
         ("sent down in total", format_bytes(summary["bytes_down_total"])),
+        ("sent for evaluation besides, up and down", format_bytes(summary["evaluation_bytes_total"])),
         ("client rounds (failed)", f"{summary['client_rounds']} ({summary['failed']})"),
         ("time", format_seconds(summary["seconds"])),
     )

@@ -31,7 +31,7 @@ from ..server import checkpoint
 from ..server.rounds import Plan
 from ..server.strategies import DEFAULTS, STRATEGIES, FedScalar
 from .datasets import DataSet, load, partition, split
-from .experiment import Experiment, ExperimentError, choose, from_mapping, from_run_config
+from .experiment import Experiment, ExperimentError, choose, from_run_config
 from .refusal import DataError
 
 MISTAKES = (ExperimentError, DataError, RuleError, NetworkError)
@@ -66,7 +66,7 @@ class World:
         e = self.experiment
         return Plan(
             e.rule, e.seed, e.rounds, e.clients, e.epochs, e.batch_size, self.trainer.rule.lr,
-            e.lr_schedule, e.evaluate_every,
+            e.lr_schedule, e.evaluate_every, e.timeout or None,
         )  # fmt: skip
 
     def strategy(self) -> Strategy:
@@ -300,6 +300,3 @@ def checked_options(
             )
         result[key] = value
     return result
-
-
-__all__ = ["NetworkError", "RuleError", "World", "build", "from_mapping", "load_client", "resolved"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fedforward.server.records import TIMES, read_run
-from fedforward.simulations.experiment import Experiment, from_run_config
+from fedforward.simulations.experiment import from_run_config
 from fedforward.simulations.run import execute, start
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,10 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run_config():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-
-
-def test_run_config_of_the_project_is_the_default_experiment():
-    assert from_run_config(run_config()) == Experiment()
 
 
 def test_unpacked_copy_is_what_is_imported(tmp_path):

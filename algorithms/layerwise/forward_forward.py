@@ -26,6 +26,7 @@ from ..rule import Batch, GradientRule, RuleError, State, Stats, onehot, softmax
 from ..seeds import Place, Purpose, generator
 
 PEER_MOMENTUM, PEER_START = 0.9, 0.5
+BOUNDED = (torch.nn.Tanh, torch.nn.Sigmoid, torch.nn.Softsign)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ForwardForward(GradientRule):
         peer: λ, the weight of the peer term.
         inference: "sweep" tries every label and adds the goodness of all layers but the first; "one-pass" writes a
             neutral label and reads the normalised activities of the same layers with a softmax learned beside.
-        readout_lr: learning rate of that softmax, relative to the rule's as in the reference (1e-2 to 1e-3).
+        readout_lr: learning rate of that softmax; the round's schedule scales it too.
         readout_weight_decay: its weight decay.
     """
 
@@ -72,6 +73,12 @@ class ForwardForward(GradientRule):
             raise RuleError(
                 f"forward-forward needs two hidden blocks or more, and this model has {len(net.hidden)}:"
                 " add a layer before the output"
+            )
+        bounded = [i for i in net.hidden if any(isinstance(m, BOUNDED) for m in net.blocks[i].modules())]
+        if bounded:
+            raise RuleError(
+                "forward-forward wants a mean square activity of 1 for right labels, which tanh and sigmoid cannot"
+                " reach: use --set model.activation=relu"
             )
         if torch.Size(net.shape).numel() <= net.classes:
             raise RuleError(
@@ -126,7 +133,10 @@ class ForwardForward(GradientRule):
         return Stats((loss * batch.weight).sum(), (correct * batch.weight).sum(), batch.weight.sum())
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the goodness of each label, or the read-out's scores, (B, classes)."""
+        """Return the goodness of each label, or the read-out's scores, (B, classes).
+
+        Goodness is no log-probability: a cross-entropy of it compares runs of this rule, not this rule with others.
+        """
         if self.inference == "one-pass":
             return self._neutral_activity(net, state, x) @ state.params["readout.weight"].T
         return torch.stack([self._goodness(net, state, x, label) for label in range(net.classes)], 1)

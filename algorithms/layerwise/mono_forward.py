@@ -30,7 +30,7 @@ class MonoForward(GradientRule):
     with an activation; elsewhere a graph inside the block alone.
 
     Departs from the paper: a convolution's map is averaged over its positions before the projection (flattened, the
-    projection would outgrow the block), and no projection is put on the raw input.
+    projection would outgrow the block).
 
     Attributes:
         prediction: "sum" adds the scores of all blocks, "last" takes the last block's.

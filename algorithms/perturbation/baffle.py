@@ -36,8 +36,10 @@ class Baffle(ScalarRule):
     replay the scalars.
 
     Departs from the paper: directions are signs, not Gaussian (lower variance, and the same bits on every machine);
-    they are shared by all clients, as the protocol says and the released code does not do; gradients are not clipped,
-    which could not be repeated from averaged scalars.
+    they are shared by all clients, as the protocol says and the released code does not do; plain SGD, where the code
+    has Adam, weight decay, an average of weights and clipped gradients, which (but for decay and average) could not be
+    repeated from averaged scalars; a client that takes several local steps applies its own scalars between them, as in
+    DeComFL. The paper's networks are smooth (Hardswish): `--set model.activation=hardswish`.
 
     Attributes:
         lr: η; stable while η √(d/K) stays near or below 1 for d parameters.
@@ -54,7 +56,6 @@ class Baffle(ScalarRule):
 
     lr: float = 0.1
     sigma: float = 1e-3
-    directions: int = 32
     scheme: Literal["forward", "central"] = "forward"
     chunk: int = 4096
 
@@ -73,23 +74,23 @@ class Baffle(ScalarRule):
         return Directions(place.seed, place.round, place.step)
 
     def probe(self, net: Network, state: State, batch: Batch) -> tuple[Tensor, Stats]:
-        """Return the K loss differences over σ; stats are those of the unperturbed (central: last −σ) network."""
-        params, directions = state.params, batch.draws
-        loss, stats = cross_entropy(net.forward(params, batch.x), batch)
+        """Return the K loss differences over σ; stats are of the network at w (central: w − σ z_K, the last seen)."""
+        params, directions, central = state.params, batch.draws, self.scheme == "central"
+        if not central:
+            origin, stats = cross_entropy(net.forward(params, batch.x), batch)
         scalars = []
         for k in range(self.directions):
             directions.add(params, k, self.sigma, self.chunk)
             ahead, _ = cross_entropy(net.forward(params, batch.x), batch)
-            if self.scheme == "central":
+            if central:
+                directions.add(params, k, -self.sigma, self.chunk)  # back first: −2σ at once would round further off
                 directions.add(params, k, -self.sigma, self.chunk)
-                directions.add(params, k, -self.sigma, self.chunk)
-                loss, stats = cross_entropy(net.forward(params, batch.x), batch)
+                origin, stats = cross_entropy(net.forward(params, batch.x), batch)
                 directions.add(params, k, self.sigma, self.chunk)
             else:
                 directions.add(params, k, -self.sigma, self.chunk)
-            scalars.append(ahead - loss)
-        width = 2 * self.sigma if self.scheme == "central" else self.sigma
-        return torch.stack(scalars) / width, stats
+            scalars.append(ahead - origin)
+        return torch.stack(scalars) / (2 * self.sigma if central else self.sigma), stats
 
     def apply(self, params: Tensors, draws: Directions, scalars: Tensor, lr: float) -> None:
         """Step w ← w − (η/K) s_k z_k for k = 0 … K − 1 in this order, each rounding once."""

@@ -26,7 +26,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "fedscalar": FedScalar,
 }
 
-# Options where Flower's own default would make a strategy another one: FedProx with 0 is FedAvg.
-DEFAULTS: dict[str, dict[str, float]] = {"fedprox": {"proximal_mu": 0.1}}
+# Options where Flower's own default makes a strategy another one: with 0 both are FedAvg.
+DEFAULTS: dict[str, dict[str, float]] = {
+    "fedprox": {"proximal_mu": 0.1},
+    "fedavgm": {"server_momentum": 0.9},  # Hsu, Qi & Brown, arXiv 1909.06335, 2019
+}
 
 __all__ = ["DEFAULTS", "STRATEGIES", "FedScalar"]

@@ -61,6 +61,7 @@ class FedScalar(FedAvg):
         samples = [protocol.only(content.metric_records)[self.weighted_by_key] for content in contents]
         self.averaged = average(answers, samples)
         params = protocol.decode_params(self._sent)
+        self._sent = None  # or every checkpoint would hold the model twice
         apply_round(self.rule, params, self.seed, server_round, self.averaged, self._lr)
         return protocol.encode_params(params), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fedforward.algorithms import optimizer
+from fedforward.algorithms import Backprop, RuleError, optimizer
 from fedforward.algorithms.rule import State
 
 REFERENCES = {
@@ -46,5 +46,5 @@ def test_slots_hold_what_each_optimizer_needs_and_no_more():
 
 
 def test_an_unknown_optimizer_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown optimizer 'lion': use one of sgd, adam"):
-        optimizer.check("lion")
+    with pytest.raises(RuleError, match="unknown optimizer 'lion': use one of sgd, adam"):
+        Backprop(optimizer="lion")

@@ -58,7 +58,7 @@ def test_train_answers_with_the_model_that_the_trainer_makes_and_what_it_measure
     metrics = dict(reply.content[protocol.METRICS])
     assert metrics.pop("seconds") > 0
     assert metrics == {
-        "partition-id": 4, "num-examples": 10, "steps": 3, "batch": 4, "loss": wanted.loss,
+        "partition-id": 4, "num-examples": 10, "steps": 3, "batch": 4, "loss": wanted.loss, "accuracy": wanted.accuracy,
         "accuracy-before": wanted.accuracy_before, "accuracy-after": wanted.accuracy_after,
         "peak-bytes": wanted.peak_bytes, "base-bytes": wanted.base_bytes, "flops": wanted.flops,
     }  # fmt: skip

@@ -64,8 +64,12 @@ def test_fedprox_sends_mu_and_is_not_fedavg(tmp_path, spy):
     assert first[0] == second[0] and first[1] != second[1]
 
 
-def test_fedprox_by_name_alone_is_not_fedavg():
-    assert small_world(strategy="fedprox").strategy().proximal_mu > 0
+@pytest.mark.parametrize("name", ["fedprox", "fedavgm"])
+def test_a_strategy_by_name_alone_is_not_fedavg_in_disguise(tmp_path, name):
+    simulate(small_world(strategy="fedavg"), tmp_path / "fedavg")
+    simulate(small_world(strategy=name), tmp_path / name)
+    hashes = [read_run(tmp_path / run).rounds["model_sha256"].iloc[-1] for run in ("fedavg", name)]
+    assert hashes[0] != hashes[1]
 
 
 def test_a_fedprox_that_does_not_pull_is_fedavg(tmp_path):

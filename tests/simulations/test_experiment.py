@@ -43,7 +43,8 @@ def test_run_config_round_trip(experiment):
 def test_every_field_is_written_but_the_rules_own():
     assert set(tomllib.loads(Experiment(lr=1.0, set={"rule": {"a": 1}}).to_toml())) == {
         "name", "rule", "data", "model", "partition", "clients", "clients-per-round", "rounds", "epochs", "batch-size",
-        "lr", "lr-schedule", "strategy", "holdout", "evaluate-every", "seed", "engine", "threads", "set",
+        "lr", "lr-schedule", "strategy", "holdout", "evaluate-every", "seed", "engine", "timeout", "threads",
+        "set",
     }  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def test_options_are_toml_or_plain_text():
         ({"clients-per-round": 21}, "between 1 and clients (20), or 0 for all; it is 21"),
         ({"clients-per-round": -1}, "or 0 for all; it is -1"),
         ({"holdout": 1.0}, "holdout must be at least 0 and less than 1, not 1"),
-        ({"seed": -1}, "seed must not be negative"),
+        ({"seed": -1}, "seed must be between 0 and 2^63 − 1, not -1"),
         ({"lr-schedule": "cosin"}, "unknown lr-schedule 'cosin': did you mean cosine"),
         ({"engine": "ray"}, "unknown engine 'ray'"),
         ({"name": "a/b"}, "name must be a plain folder name"),
@@ -132,7 +133,7 @@ def test_the_defaults_of_the_flower_app_are_those_of_the_command_line():
     import fedforward
 
     text = (Path(fedforward.__file__).parent / "pyproject.toml").read_text()
-    assert from_run_config(tomllib.loads(text)["tool"]["flwr"]["app"]["config"]) == Experiment()
+    assert from_run_config(tomllib.loads(text)["tool"]["flwr"]["app"]["config"]) == Experiment(engine="flower")
 
 
 def test_experiments_of_one_seed_differ_only_where_they_are_told_to():

@@ -1,7 +1,6 @@
 """What the documents claim of whole runs on digits."""
 
 import pytest
-
 from fedforward import protocol
 from fedforward.server.records import Records, read_run
 from fedforward.server.rounds import model_hash
@@ -31,7 +30,8 @@ def test_the_demo_reaches_95_percent_and_stays_within_a_point_and_a_half_of_back
 def test_baffle_learns_digits_from_scalars_and_any_replica_rebuilds_the_model(tmp_path, scheme):
     options = {"model": {"hidden": [32]}, "rule": {"directions": 32, "scheme": scheme}}
     world, records = run(
-        tmp_path, rule="baffle", lr=0.3, clients=5, rounds=300, epochs=1, batch_size=1000, evaluate_every=100, set=options
+        tmp_path, rule="baffle", lr=0.3, clients=5, rounds=300, epochs=1, batch_size=1000, evaluate_every=100,
+        set=options,
     )  # fmt: skip
     assert records.rounds.accuracy.iloc[-1] >= 0.92
     assert set(records.clients.bytes_up) == {protocol.scalar_uplink_bytes(32)}

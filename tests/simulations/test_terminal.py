@@ -29,7 +29,21 @@ def watched(width, terminal, clients):
 def test_lines_of_a_round_stand_under_their_headings(width):
     lines = watched(width, False, [OK]).splitlines()
     assert len(lines) == 2 and len(lines[0]) == len(lines[1]) <= 80
-    assert lines[0].split() == ["round", "accuracy", "clients", "loss", "memory", "sent", "up", "failed", "time"]
+    assert lines[0].split() == [
+        "round",
+        "accuracy",
+        "own",
+        "acc",
+        "tr.",
+        "loss",
+        "max",
+        "memory",
+        "max",
+        "sent",
+        "up",
+        "failed",
+        "time",
+    ]
     assert lines[1] == "1000/1000   100.0 %  100.0 %  1.23e-05  1,023.0 KiB  1,023.0 KiB    1000  99.9 s"
 
 
@@ -73,7 +87,13 @@ def test_final_table_of_a_run_in_which_nothing_was_measured():
         "accuracy", "loss", "client_accuracy", "peak_bytes_median", "peak_bytes_max", "bytes_up_client",
         "bytes_down_client",
     )  # fmt: skip
-    summary = dict.fromkeys(keys) | {"bytes_up_total": 0, "bytes_down_total": 0, "client_rounds": 0, "failed": 3}
+    summary = dict.fromkeys(keys) | {
+        "bytes_up_total": 0,
+        "bytes_down_total": 0,
+        "evaluation_bytes_total": 0,
+        "client_rounds": 0,
+        "failed": 3,
+    }
     file = io.StringIO()
     table = final_table(Experiment(data="/tmp/[/odd]"), summary | {"seconds": 75.0, "name": "[x]"})
     Console(file=file, width=80).print(table)
