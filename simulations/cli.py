@@ -49,6 +49,11 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 
 
+def _flag(field: str, text: str) -> Any:
+    """Return the option of one of an experiment's fields, which shows the field's default."""
+    return typer.Option(help=text, show_default=str(getattr(Experiment(), field)))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"fedforward {__version__}")
@@ -65,24 +70,24 @@ def root(
 @app.command()
 def run(
     experiment: Annotated[Path | None, typer.Argument(help="An experiment file (TOML); flags override it.")] = None,
-    rule: Annotated[str | None, typer.Option(help="Learning rule; see `fedforward rules`.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, a folder, a .npz file, or a hub data set.")] = None,
-    model: Annotated[str | None, typer.Option(help="mlp, lenet, cnn, or module:object.")] = None,
-    partition: Annotated[str | None, typer.Option(help="iid, dirichlet:0.3, pathological:2, shard, ...")] = None,
-    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
-    clients_per_round: Annotated[int | None, typer.Option(help="Clients sampled each round (0: all).")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Local epochs a round.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples in a local step.")] = None,
+    rule: Annotated[str | None, _flag("rule", "Learning rule; see `fedforward rules`.")] = None,
+    data: Annotated[str | None, _flag("data", "digits, a folder, a .npz file, or a hub data set.")] = None,
+    model: Annotated[str | None, _flag("model", "mlp, lenet, cnn, or module:object.")] = None,
+    partition: Annotated[str | None, _flag("partition", "iid, dirichlet:0.3, pathological:2, shard, ...")] = None,
+    clients: Annotated[int | None, _flag("clients", "Number of clients.")] = None,
+    clients_per_round: Annotated[int | None, _flag("clients_per_round", "Clients sampled each round (0: all).")] = None,
+    rounds: Annotated[int | None, _flag("rounds", "Number of rounds.")] = None,
+    epochs: Annotated[int | None, _flag("epochs", "Local epochs a round.")] = None,
+    batch_size: Annotated[int | None, _flag("batch_size", "Samples in a local step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the rule's own if not given.")] = None,
-    lr_schedule: Annotated[str | None, typer.Option(help="constant, cosine, linear or half-linear.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="fedavg, fedadam, krum, ..., or module:object.")] = None,
-    holdout: Annotated[float | None, typer.Option(help="Part of a client's samples kept to evaluate it.")] = None,
-    evaluate_every: Annotated[int | None, typer.Option(help="Rounds between evaluations.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The one seed of everything.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Where clients run: inline.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for a round's replies (0: all).")] = None,
-    threads: Annotated[int | None, typer.Option(help="PyTorch threads.")] = None,
+    lr_schedule: Annotated[str | None, _flag("lr_schedule", "constant, cosine, linear or half-linear.")] = None,
+    strategy: Annotated[str | None, _flag("strategy", "fedavg, fedadam, krum, ..., or module:object.")] = None,
+    holdout: Annotated[float | None, _flag("holdout", "Part of a client's samples kept to evaluate it.")] = None,
+    evaluate_every: Annotated[int | None, _flag("evaluate_every", "Rounds between evaluations.")] = None,
+    seed: Annotated[int | None, _flag("seed", "The one seed of everything.")] = None,
+    engine: Annotated[str | None, _flag("engine", "Where clients run: inline.")] = None,
+    timeout: Annotated[float | None, _flag("timeout", "Seconds to wait for a round's replies (0: all).")] = None,
+    threads: Annotated[int | None, _flag("threads", "PyTorch threads.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="An option of a part, as rule.momentum=0.9; repeatable.")
@@ -91,7 +96,10 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Go on with the unfinished run in this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train one model over simulated clients, record every client of every round, and write a report."""
+    """Train one model over simulated clients, record every client of every round, and write a report.
+
+    EXPERIMENT is a file of settings, such as the experiment.toml of any run; flags override what it says.
+    """
     flags = {
         "rule": rule, "data": data, "model": model, "partition": partition, "clients": clients,
         "clients-per-round": clients_per_round, "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
