@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,8 +26,8 @@ from ..algorithms.seeds import Purpose, integer_seed
 from . import checkpoint, scalars
 from .records import Records
 from .roster import Roster
+from .rows import Row, Sizes, answer_columns, mean, number, totals
 
-Row = dict[str, Any]
 Evaluate = Callable[[ArrayRecord], tuple[float, float]]  # -> loss, accuracy on the server's test set
 
 
@@ -136,7 +136,7 @@ class _Loop(Job):
 
     def commit_initial(self, arrays: ArrayRecord) -> None:
         loss, accuracy = self._evaluate_server(arrays)
-        row = {"round": 0, "clients": 0, "failed": 0, "loss": _number(loss), "accuracy": _number(accuracy)}
+        row = {"round": 0, "clients": 0, "failed": 0, "loss": number(loss), "accuracy": number(accuracy)}
         row |= dict.fromkeys(("bytes_down", "bytes_up", "wire_down", "wire_up", "flops"), 0)
         row |= {"seconds": 0.0, "model_sha256": model_hash(arrays)}
         self.records.commit_round(row, [], [], self._checkpoint(0, arrays))
@@ -146,13 +146,13 @@ class _Loop(Job):
         started = time.perf_counter()
         lr, evaluates = self.plan.learning_rate(server_round), self.plan.evaluates(server_round)
         clients, arrays = self._train(server_round, arrays, lr, evaluates)
-        row: Row = {"round": server_round, "learning_rate": lr, **_totals(clients)}
+        row: Row = {"round": server_round, "learning_rate": lr, **totals(clients)}
         evaluations: list[Row] = []
         if evaluates:
             evaluations = self._evaluate_clients(server_round, arrays)
             loss, accuracy = self._evaluate_server(arrays)
-            row |= {"loss": _number(loss), "accuracy": _number(accuracy)}
-            row |= {"client_accuracy": _mean(evaluations, "accuracy"), "client_loss": _mean(evaluations, "loss")}
+            row |= {"loss": number(loss), "accuracy": number(accuracy)}
+            row |= {"client_accuracy": mean(evaluations, "accuracy"), "client_loss": mean(evaluations, "loss")}
         averaged = getattr(self.strategy, "averaged", None)
         row["scalars"] = scalars.to_blob(averaged) if isinstance(averaged, torch.Tensor) else None
         row["model_sha256"] = model_hash(arrays)
@@ -188,13 +188,13 @@ class _Loop(Job):
     def _client_rows(self, messages: list[Message], replies: list[Message]) -> list[Row]:
         """Return one row for each client that was asked, whether it answered or not, by partition."""
         answers = {reply.metadata.src_node_id: reply for reply in replies}
-        down = _Sizes()
+        down = Sizes()
         rows = []
         for message in messages:
             node = message.metadata.dst_node_id
             row: Row = {"client": self.roster.partition[node], "rule": self.plan.rule}
             row["bytes_down"], row["wire_down"] = down.of(message)
-            rows.append(row | _answer(answers.get(node)))
+            rows.append(row | answer_columns(answers.get(node)))
         return sorted(rows, key=lambda row: row["client"])
 
     def _evaluate_clients(self, server_round: int, arrays: ArrayRecord) -> list[Row]:
@@ -206,7 +206,7 @@ class _Loop(Job):
         replies = self.roster.send_and_receive(messages, timeout=self.plan.timeout) if messages else []
         rows, answered = [], []
         sent = {m.metadata.dst_node_id: m for m in messages}
-        down = _Sizes()
+        down = Sizes()
         for reply in replies:
             node = reply.metadata.src_node_id
             row: Row = {"client": self.roster.partition[node], "bytes_down": down.of(sent[node])[0]}
@@ -215,7 +215,7 @@ class _Loop(Job):
                 continue
             metrics = protocol.only(reply.content.metric_records)
             row |= {"status": "ok", "samples": int(metrics[protocol.SAMPLES])}
-            row |= {"loss": _number(metrics["loss"]), "accuracy": _number(metrics["accuracy"])}
+            row |= {"loss": number(metrics["loss"]), "accuracy": number(metrics["accuracy"])}
             rows.append(row | {"bytes_up": protocol.payload_bytes(reply.content)})
             if row["samples"]:  # a client without held-out data has no say, and its NaN must not spread
                 answered.append(reply)
@@ -240,76 +240,6 @@ def _named(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RunFailed(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-class _Sizes:
-    """Sizes of messages, measured once for a content that many messages share."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[int, int]] = {}
-
-    def of(self, message: Message) -> tuple[int, int]:
-        """Return (payload bytes, wire bytes) of a message's content."""
-        key = id(message.content)
-        if key not in self._known:
-            self._known[key] = protocol.payload_bytes(message.content), protocol.wire_bytes(message.content)
-        return self._known[key]
-
-
-def _answer(reply: Message | None) -> Row:
-    """Return the columns that a client's reply fills."""
-    if reply is None:
-        return {"status": "dropped", "reason": "no reply in time", "bytes_up": 0, "wire_up": 0}
-    if not reply.has_content():
-        return {"status": "failed", "reason": _first_line(reply.error.reason), "bytes_up": 0, "wire_up": 0}
-    metrics = protocol.only(reply.content.metric_records)
-    return {
-        "status": "ok",
-        "samples": int(metrics[protocol.SAMPLES]),
-        "loss": _number(metrics["loss"]),
-        "train_accuracy": _number(metrics["accuracy"]),
-        "accuracy_before": _number(metrics["accuracy-before"]),
-        "accuracy_after": _number(metrics["accuracy-after"]),
-        **{name: int(metrics[name]) for name in ("steps", "batch", "flops")},
-        "peak_bytes": int(metrics["peak-bytes"]),
-        "base_bytes": int(metrics["base-bytes"]),
-        "bytes_up": protocol.payload_bytes(reply.content),
-        "wire_up": protocol.wire_bytes(reply.content),
-        "seconds": metrics["seconds"],
-    }
-
-
-def _totals(clients: list[Row]) -> Row:
-    """Return a round's sums over its clients."""
-    ok = [row for row in clients if row["status"] == "ok"]
-    sums = {
-        name: sum(row.get(name, 0) for row in clients)
-        for name in ("bytes_down", "bytes_up", "wire_down", "wire_up", "flops")
-    }
-    return {
-        "clients": len(ok),
-        "failed": len(clients) - len(ok),
-        "train_loss": _mean(ok, "loss"),
-        "train_accuracy": _mean(ok, "train_accuracy"),
-        **sums,
-    }
-
-
-def _mean(rows: Iterable[Row], column: str) -> float | None:
-    """Return the mean of a column weighted by samples, over the rows that have it."""
-    pairs = [(row["samples"], row[column]) for row in rows if row.get(column) is not None]
-    weight = sum(n for n, _ in pairs)
-    return sum(n * value for n, value in pairs) / weight if weight else None
-
-
-def _number(value: float) -> float | None:
-    """Return a number as the database keeps it: NULL where it is not finite."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _first_line(reason: str) -> str:
-    lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
 
 
 def _as_float32(arrays: ArrayRecord) -> ArrayRecord:

@@ -1,0 +1,83 @@
+"""What a message and its reply leave in the run database: columns of a client's row, and their sums over a round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import Message
+
+from .. import protocol
+
+Row = dict[str, Any]
+
+
+class Sizes:
+    """Sizes of messages, measured once for a content that many messages share."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def of(self, message: Message) -> tuple[int, int]:
+        """Return (payload bytes, wire bytes) of a message's content."""
+        key = id(message.content)
+        if key not in self._known:
+            self._known[key] = protocol.payload_bytes(message.content), protocol.wire_bytes(message.content)
+        return self._known[key]
+
+
+def answer_columns(reply: Message | None) -> Row:
+    """Return the columns that a client's reply fills."""
+    if reply is None:
+        return {"status": "dropped", "reason": "no reply in time", "bytes_up": 0, "wire_up": 0}
+    if not reply.has_content():
+        return {"status": "failed", "reason": _first_line(reply.error.reason), "bytes_up": 0, "wire_up": 0}
+    metrics = protocol.only(reply.content.metric_records)
+    return {
+        "status": "ok",
+        "samples": int(metrics[protocol.SAMPLES]),
+        "loss": number(metrics["loss"]),
+        "train_accuracy": number(metrics["accuracy"]),
+        "accuracy_before": number(metrics["accuracy-before"]),
+        "accuracy_after": number(metrics["accuracy-after"]),
+        **{name: int(metrics[name]) for name in ("steps", "batch", "flops")},
+        "peak_bytes": int(metrics["peak-bytes"]),
+        "base_bytes": int(metrics["base-bytes"]),
+        "bytes_up": protocol.payload_bytes(reply.content),
+        "wire_up": protocol.wire_bytes(reply.content),
+        "seconds": metrics["seconds"],
+    }
+
+
+def totals(clients: list[Row]) -> Row:
+    """Return a round's sums over its clients."""
+    ok = [row for row in clients if row["status"] == "ok"]
+    sums = {
+        name: sum(row.get(name, 0) for row in clients)
+        for name in ("bytes_down", "bytes_up", "wire_down", "wire_up", "flops")
+    }
+    return {
+        "clients": len(ok),
+        "failed": len(clients) - len(ok),
+        "train_loss": mean(ok, "loss"),
+        "train_accuracy": mean(ok, "train_accuracy"),
+        **sums,
+    }
+
+
+def mean(rows: Iterable[Row], column: str) -> float | None:
+    """Return the mean of a column weighted by samples, over the rows that have it."""
+    pairs = [(row["samples"], row[column]) for row in rows if row.get(column) is not None]
+    weight = sum(n for n, _ in pairs)
+    return sum(n * value for n, value in pairs) / weight if weight else None
+
+
+def number(value: float) -> float | None:
+    """Return a number as the database keeps it: NULL where it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _first_line(reason: str) -> str:
+    lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
