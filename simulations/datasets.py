@@ -126,7 +126,7 @@ def partition(data: DataSet, spec: str, clients: int, seed: int) -> list[Tensor]
         spec: a partitioner of flwr-datasets and its argument: `iid`, `dirichlet:0.3`, `pathological:2`, `shard:2`,
             `linear`, `square`, `exponential`, `natural:COLUMN`. Every row is dealt out, but for the remainder of
             `shard`, the classes nobody drew in `pathological`, and the clients beyond `clients` of `natural`.
-        clients: number of clients; 0 with `natural` takes every one there is.
+        clients: number of clients.
         seed: run seed.
 
     Raises:

@@ -87,7 +87,7 @@ def divide(
         place: keeps these draws apart from other draws of purpose DATA.
     """
     name, argument = _parse(spec)
-    if clients < (name != "natural"):
+    if clients < 1:
         raise DataError(f"{clients} clients: take at least 1, --clients 1")
     if clients > len(labels):
         raise DataError(f"more clients ({clients}) than training samples ({len(labels)}): lower --clients")
@@ -102,7 +102,7 @@ def divide(
             found = partitioner.num_partitions
             if name == "natural" and clients > found:
                 raise DataError(f"column '{argument}' knows {found} clients, not {clients}: lower --clients")
-            parts = [np.sort(partitioner.load_partition(i)) for i in range(clients or found)]
+            parts = [np.sort(partitioner.load_partition(i)) for i in range(clients)]
     except DataError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:

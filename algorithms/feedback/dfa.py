@@ -30,10 +30,12 @@ class DFA(GradientRule):
     linear with an activation, the graph inside it. The feedback is injected after a block's activation and pooling.
 
     Attributes:
-        scale: β, the size of the feedback; hidden blocks learn in proportion to it. 1 is the published normalisation,
-            with which wide networks learn slowly; β = √n_l is plain uniform ±1 feedback and wants a lower lr.
+        scale: β, the size of the feedback; hidden blocks learn in proportion to it. 1 is TinyDFA's normalisation
+            (Launay et al., arXiv 2006.12878, 2020), with which wide networks learn slowly; β = √n_l is plain uniform
+            ±1 feedback and wants a lower lr.
 
-    Departs from the paper: nothing. Tanh networks align best (the paper's choice): `--set model.activation=tanh`.
+    Departs from the paper: the feedback is divided by √n_l, as TinyDFA does. Tanh networks align better than ReLU:
+    `--set model.activation=tanh`.
     """
 
     name: ClassVar[str] = "dfa"

@@ -44,14 +44,14 @@ class Data:
         return self.x[rows], self.y[rows]
 
 
-TODO = Assignment(round=1, lr=0.1, epochs=2, batch_size=4)
+ASSIGNED = Assignment(round=1, lr=0.1, epochs=2, batch_size=4)
 TEST = Data(20, seed=1)
 
 
 def fit(rule, train=None, *, net="mlp", seed=0, client=0, trainer=None, **changes):
     trainer = trainer or Trainer(rule, network(net), seed)
     train = Data(10) if train is None else train
-    return trainer.fit(trainer.initial_params(), train, TEST, client, replace(TODO, **changes))
+    return trainer.fit(trainer.initial_params(), train, TEST, client, replace(ASSIGNED, **changes))
 
 
 @pytest.mark.parametrize("rule", RULES)
