@@ -11,9 +11,11 @@ memory. Adding c·z with z = ±1 rounds once, fused or not, so an update replays
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,16 +44,20 @@ class Directions:
     def slices(self, params: Tensors, k: int, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (view of some parameters, their signs ±1) for direction k, drawing at most `chunk` signs at a time.
 
-        Small tensors share a draw: what a slice costs beyond its signs is the same for any size.
+        Small tensors share a draw: what a slice costs beyond its signs is the same for any size. Whoever keeps what is
+        yielded keeps a whole draw.
         """
         chunk = max(BLOCK, chunk // BLOCK * BLOCK)
+        groups = groups_of(tuple((key, p.numel()) for key, p in params.items()), chunk)
         stream = self._stream(k)
-        for group in _groups(params, chunk):
-            signs = _signs(stream, sum(_padded(part.numel()) for part in group))
-            start = 0
+        for group in self.visited(groups):
+            signs = _signs(stream, sum(part.signs for part in group))
+            offset = 0
             for part in group:
-                yield part, signs[start : start + part.numel()].to(device=part.device, dtype=part.dtype)
-                start += _padded(part.numel())
+                values = params[part.key].view(-1)[part.start : part.start + part.size]
+                yield values, signs[offset : offset + part.size].to(device=values.device, dtype=values.dtype)
+                offset += part.signs
+            del values, signs  # before the next draw
 
     def add(self, params: Tensors, k: int, c: float | Tensor, chunk: int) -> None:
         """Add c · z_k to `params` in place, slice by slice; c is a number or a 0-dim tensor."""
@@ -60,27 +66,47 @@ class Directions:
                 part.add_(signs * c)
             else:
                 part.add_(signs, alpha=c)
+            del part, signs
+
+    def each(self, count: int) -> Iterable[int]:
+        """Return k = 0 … count − 1: a loop over directions asks here, so that a plan can make it short."""
+        return range(count)
+
+    def visited(self, groups: list[list[Part]]) -> list[list[Part]]:
+        """Return the groups of slices that are drawn: all of them, but in a plan."""
+        return groups
 
     def _stream(self, k: int) -> np.random.Philox:
         # Word 0 of the counter runs through the direction; the others name it.
         return np.random.Philox(key=(self.seed << 8 | Purpose.DIRECTIONS), counter=(0, k, self.step, self.round))
 
 
-def _groups(params: Tensors, chunk: int) -> Iterator[list[Tensor]]:
-    """Cut parameters into flat views of at most `chunk` values, and group neighbours whose signs fit into `chunk`."""
-    group, size = [], 0
-    for p in params.values():
-        for part in p.view(-1).split(chunk):
-            if size + _padded(part.numel()) > chunk:
-                yield group
-                group, size = [], 0
+class Part(NamedTuple):
+    """Some values of one tensor."""
+
+    key: str
+    start: int
+    size: int
+
+    @property
+    def signs(self) -> int:
+        """Signs drawn for them."""
+        return -(-self.size // BLOCK) * BLOCK
+
+
+@lru_cache(maxsize=64)
+def groups_of(layout: tuple[tuple[str, int], ...], chunk: int) -> list[list[Part]]:
+    """Cut tensors (key, values) into parts of at most `chunk` values, and group neighbours whose signs fit into it."""
+    groups, group, taken = [], [], 0
+    for key, count in layout:
+        for start in range(0, count, chunk):
+            part = Part(key, start, min(chunk, count - start))
+            if taken + part.signs > chunk:
+                groups.append(group)
+                group, taken = [], 0
             group.append(part)
-            size += _padded(part.numel())
-    yield group
-
-
-def _padded(count: int) -> int:
-    return -(-count // BLOCK) * BLOCK
+            taken += part.signs
+    return [*groups, group]
 
 
 def _signs(stream: np.random.Philox, count: int) -> Tensor:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .network import NetworkError
+from .blocks import NetworkError
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
+    "silu": nn.SiLU,
     "elu": nn.ELU,
     "hardswish": nn.Hardswish,
 }

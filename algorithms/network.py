@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
+from .blocks import NetworkError, blocks_of, describe
 from .seeds import Purpose, integer_seed
 
 Tensors = dict[str, Tensor]
-Pull = Callable[[Tensor], Tensors]  # gradient in a block's output -> gradients in its parameters
-
-# Layers that only reshape belong to the block that wants the new shape, so a hidden block's output keeps its map.
-RESHAPING = (nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.LocalResponseNorm)
+Pulled = Tensors | tuple[Tensors, Tensor]  # gradients in a block's parameters, and, if asked for, in its input
+Pull = Callable[[Tensor], Pulled]  # of the gradient in the block's output
 
 # Activations whose derivative follows from their output a, so that nothing but the output need be kept: the function
 # of z (in place), and what turns (dL/da, a) into dL/dz.
@@ -30,10 +28,6 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[T
     nn.Tanh: (torch.tanh_, lambda gradient, a: gradient * (1 - a * a)),
     nn.Identity: (lambda z: z, lambda gradient, a: gradient),
 }
-
-
-class NetworkError(ValueError):
-    """A network cannot be used; the message says why and what to do."""
 
 
 class Network:
@@ -89,33 +83,57 @@ class Network:
             x = self.block(i, params, x)
         return x
 
-    def block_vjp(self, i: int, params: Tensors, x: Tensor, *, open_relu: bool = False) -> tuple[Tensor, Pull]:
+    def block_vjp(
+        self, i: int, params: Tensors, x: Tensor, *, open_relu: bool = False, wrt_input: bool = False
+    ) -> tuple[Tensor, Pull]:
         """Run block `i` and return its output with the function that pulls an output gradient back, once.
 
         A block that is linear and an activation is pulled back in closed form: nothing is kept but its input and
-        output, dz = da · f'(z), dW = dzᵀ x, db = Σ dz. Any other block keeps its own graph, never a neighbour's.
+        output, dz = da · f'(z), dW = dzᵀ x, db = Σ dz, dx = dz W. Any other block keeps its own graph, never a
+        neighbour's. Pull before the block's parameters change.
 
         Args:
             i: the block.
             params: parameters of the network; only this block's are used.
             x: the block's input (B, ...).
             open_relu: passes the gradient through the ReLU of a closed-form block unchanged.
+            wrt_input: the pull returns (gradients in the parameters, gradient in x) instead of the former alone.
         """
         dense = self.dense(i)
         if dense is None:
             own = {key: params[key] for key in self.keys(i)}
-            output, pull = vjp(lambda p: self.block(i, p, x), own)
-            return output, lambda gradient: pull(gradient, retain_graph=False, create_graph=False)[0]
+            waiting: list[Tensor] = []
+
+            # The graph ends in a number whose gradient a hook replaces: torch.func.vjp would keep the block's output
+            # and its gradient to the end of the pull. The backward pass of a sum stores nothing.
+            def run(p: Tensors, x: Tensor = x) -> tuple[Tensor, Tensor]:
+                a = self.block(i, p, x)
+                if a.requires_grad:
+                    a.register_hook(lambda _: waiting.pop())
+                return a.sum(), a
+
+            end, pull, a = vjp(run, *((own, x) if wrt_input else (own,)), has_aux=True)
+
+            def pull_graph(gradient: Tensor) -> Pulled:
+                waiting.append(gradient)
+                del gradient
+                pulled = pull(end, retain_graph=False, create_graph=False)
+                return pulled if wrt_input else pulled[0]
+
+            return a, pull_graph
         linear, activation = dense
+        weight, bias = f"{i}.{linear}.weight", f"{i}.{linear}.bias"
         flat, a = x.flatten(1), self.block(i, params, x)
 
-        def pull_dense(gradient: Tensor) -> Tensors:
+        def pull_dense(gradient: Tensor) -> Pulled:
+            nonlocal a
             if not (open_relu and activation is nn.ReLU):
                 gradient = ACTIVATIONS[activation][1](gradient, a)  # frees the caller's, unless the caller keeps it
-            grads = {f"{i}.{linear}.weight": gradient.T @ flat}
-            if f"{i}.{linear}.bias" in params:
-                grads[f"{i}.{linear}.bias"] = gradient.sum(0)
-            return grads
+            del a
+            grads = {weight: gradient.T @ flat}
+            if bias in params:
+                grads[bias] = gradient.sum(0)
+            return (grads, (gradient @ params[weight]).view_as(x)) if wrt_input else grads
 
         return a, pull_dense
 
@@ -140,59 +158,9 @@ class Network:
                 x = block(x)
             except (RuntimeError, ValueError) as error:
                 raise NetworkError(
-                    f"block {i} ({_describe(block)}) cannot take inputs of shape {tuple(x.shape[1:])}: {error}"
+                    f"block {i} ({describe(block)}) cannot take inputs of shape {tuple(x.shape[1:])}: {error}"
                 ) from None
             sizes.append(tuple(x.shape[1:]))
         if sizes[-1] != (self.classes,):
             raise NetworkError(f"the network ends in shape {sizes[-1]}, but the data has {self.classes} classes")
         return tuple(sizes)
-
-
-def blocks_of(sequential: nn.Module) -> list[nn.Sequential]:
-    """Cut a Sequential into blocks: its children if all are Sequentials, else one block per weighted layer."""
-    if not isinstance(sequential, nn.Sequential):
-        raise NetworkError(f"a model must be an nn.Sequential of layers or blocks, not {type(sequential).__name__}")
-    for module in sequential.modules():
-        _refuse(module)
-    children = list(sequential)
-    if children and all(isinstance(child, nn.Sequential) for child in children):
-        return [_named(block) for block in children]
-    groups: list[list[nn.Module]] = [[]]
-    for layer in children:
-        weighted = any(True for _ in layer.parameters()) and not isinstance(layer, NORMS)
-        current_is_full = any(True for m in groups[-1] for _ in m.parameters())
-        if current_is_full and (weighted or isinstance(layer, RESHAPING)):
-            groups.append([])
-        groups[-1].append(layer)
-    if not any(True for m in groups[-1] for _ in m.parameters()) and len(groups) > 1:
-        groups[-2].extend(groups.pop())  # a reshaping layer at the very end
-    if not any(True for _ in sequential.parameters()):
-        raise NetworkError("the model has no parameters to train")
-    return [_named(group) for group in groups]
-
-
-def _named(layers: Sequence[nn.Module] | nn.Sequential) -> nn.Sequential:
-    """Return the layers as a Sequential whose children are named after their types: linear, relu, conv2d, conv2d_2."""
-    block, seen = nn.Sequential(), {}
-    for layer in layers:
-        name = type(layer).__name__.lower()
-        seen[name] = seen.get(name, 0) + 1
-        block.add_module(name if seen[name] == 1 else f"{name}_{seen[name]}", layer)
-    return block
-
-
-def _refuse(module: nn.Module) -> None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        raise NetworkError(
-            f"{type(module).__name__} mixes samples and keeps statistics outside the parameters: use nn.GroupNorm"
-        )
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        raise NetworkError(
-            f"{type(module).__name__} draws from the global generator, so runs would not repeat: take it out"
-        )
-    if any(True for _ in module.buffers(recurse=False)):
-        raise NetworkError(f"{type(module).__name__} keeps state outside the parameters: use a layer without buffers")
-
-
-def _describe(block: nn.Sequential) -> str:
-    return "-".join(name for name, _ in block.named_children())

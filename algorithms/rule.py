@@ -39,11 +39,13 @@ class Batch(NamedTuple):
     x: Tensor  # (B, *shape) float32
     y: Tensor  # (B,) int64
     weight: Tensor  # (B,) float32, 1 for a sample and 0 for padding
-    draws: Any = None  # what `Rule.draw` made for this step
+    draws: Any = None  # what `Rule.draw` made for this step; of a tensor, one row a sample
+    total: Tensor | None = None  # 0-dim, of a part of a batch: the sum of weights of the whole
 
     def share(self) -> Tensor:
         """Return each sample's share of the batch mean: weight / sum of weights, shape (B,)."""
-        return self.weight / self.weight.sum().clamp_min(1e-12)
+        total = self.weight.sum() if self.total is None else self.total
+        return self.weight / total.clamp_min(1e-12)
 
 
 class State(NamedTuple):
@@ -52,6 +54,7 @@ class State(NamedTuple):
     params: Tensors  # exchanged with the server
     fixed: Tensors  # derived from the seed, never sent
     slots: Tensors  # optimizer memory, stays on the device and starts anew each round
+    gradients: Tensors = {}  # noqa: RUF012  (never changed) sums over the parts of a split batch; else empty
 
 
 class Stats(NamedTuple):
@@ -73,6 +76,8 @@ class Rule(ABC):
     autograd: ClassVar[str] = "none"  # where a graph is built: "none", "inside a block", "whole network"
     exchange: ClassVar[Literal["weights", "scalars"]] = "weights"
     vmappable: ClassVar[bool] = True  # `step` runs under torch.func.vmap over a leading client axis
+    # Why the parts of a batch do not add up to its update, in words; "" claims that they do (gradient accumulation).
+    unsplittable: ClassVar[str] = "nothing says that the parts of a batch add up to its update"
 
     lr: float = 0.1
 
@@ -120,9 +125,12 @@ class GradientRule(Rule):
         return optimizer.slots(self.optimizer, self.momentum, params)
 
     def update(self, state: State, grads: Tensors, lr: float) -> None:
-        """Apply one optimizer step to the parameters named in `grads`, in place."""
+        """Apply one optimizer step to the parameters named in `grads`, in place; of a part of a batch, add them up."""
         for key, grad in grads.items():
-            optimizer.update(self.optimizer, self.momentum, self.weight_decay, state, key, grad, lr)
+            if state.gradients:
+                state.gradients[key].add_(grad)
+            else:
+                optimizer.update(self.optimizer, self.momentum, self.weight_decay, state, key, grad, lr)
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,10 @@ class ScalarRule(Rule):
 
     @abstractmethod
     def probe(self, net: Network, state: State, batch: Batch) -> tuple[Tensor, Stats]:
-        """Return (scalars (K,) float32 along the directions `batch.draws`, stats); parameters end as they began."""
+        """Return (scalars (K,) float32 along the directions `batch.draws`, stats); parameters end as they began.
+
+        If the rule is splittable, the scalars of the parts of a batch add up to the batch's.
+        """
 
     @abstractmethod
     def apply(self, params: Tensors, draws: Any, scalars: Tensor, lr: float) -> None:

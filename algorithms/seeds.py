@@ -22,6 +22,8 @@ class Purpose(enum.IntEnum):
     DIRECTIONS = 4  # shared perturbation directions
     SERVER = 5  # sampling and noise on the server
     DATA = 6  # splits and partitions of a data set
+    FLEET = 7  # which client is which device
+    AUDIT = 8  # which client rounds are audited
 
 
 class Place(NamedTuple):

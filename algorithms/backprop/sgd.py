@@ -30,6 +30,7 @@ class Backprop(GradientRule):
     family: ClassVar[str] = "backprop"
     paper: ClassVar[str] = "Rumelhart, Hinton & Williams, Nature 323, 1986"
     autograd: ClassVar[str] = "whole network"
+    unsplittable: ClassVar[str] = ""
 
     lr: float = 0.3
 

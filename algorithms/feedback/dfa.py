@@ -42,6 +42,7 @@ class DFA(GradientRule):
     family: ClassVar[str] = "feedback"
     paper: ClassVar[str] = "Nøkland, NeurIPS 2016, arXiv 1609.01596"
     autograd: ClassVar[str] = "inside a block"
+    unsplittable: ClassVar[str] = ""
 
     lr: float = 0.05
     momentum: float = 0.9

@@ -67,6 +67,13 @@ class ForwardForward(GradientRule):
         if self.inference not in ("sweep", "one-pass"):
             raise RuleError(f"unknown inference '{self.inference}': use sweep or one-pass")
 
+    @property
+    def unsplittable(self) -> str:
+        """Why parts of a batch do not add up: what is not a sum over samples."""
+        if self.peer:
+            return "the peer term follows means over the whole batch (without it, --set rule.peer=0.0, they add up)"
+        return "the read-out learns at a rate of its own" if self.inference == "one-pass" else ""
+
     def check(self, net: Network) -> None:
         """Demand two hidden blocks (the first one's goodness is not counted) and room for the label."""
         if len(net.hidden) < 2:
@@ -119,7 +126,8 @@ class ForwardForward(GradientRule):
             flat = a.flatten(1)
             logit = flat.square().sum(1) - flat.shape[1]
             gradient = (2 * share * (logit.sigmoid() - target))[:, None] * flat
-            self._add_peer_term(gradient, flat, state.params[f"{i}.mean"], batch)
+            if self.peer:
+                self._add_peer_term(gradient, flat, state.params[f"{i}.mean"], batch)
             grads = pull(gradient.view_as(a))
             del pull, gradient
             self.update(state, grads, lr)

@@ -41,6 +41,7 @@ class MonoForward(GradientRule):
     paper: ClassVar[str] = "Gong, Li & Abdulla, arXiv 2501.09238, 2025"
     travels: ClassVar[str] = "weights and heads"
     autograd: ClassVar[str] = "inside a block"
+    unsplittable: ClassVar[str] = ""
 
     lr: float = 0.3
     prediction: Literal["sum", "last"] = "sum"

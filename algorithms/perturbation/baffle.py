@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ..directions import Directions
@@ -53,6 +52,7 @@ class Baffle(ScalarRule):
     name: ClassVar[str] = "baffle"
     family: ClassVar[str] = "perturbation"
     paper: ClassVar[str] = "Feng et al., arXiv 2301.12195, 2023"
+    unsplittable: ClassVar[str] = ""
 
     lr: float = 0.1
     sigma: float = 1e-3
@@ -78,8 +78,8 @@ class Baffle(ScalarRule):
         params, directions, central = state.params, batch.draws, self.scheme == "central"
         if not central:
             origin, stats = cross_entropy(net.forward(params, batch.x), batch)
-        scalars = []
-        for k in range(self.directions):
+        scalars = batch.weight.new_zeros(self.directions)
+        for k in directions.each(self.directions):
             directions.add(params, k, self.sigma, self.chunk)
             ahead, _ = cross_entropy(net.forward(params, batch.x), batch)
             if central:
@@ -89,13 +89,14 @@ class Baffle(ScalarRule):
                 directions.add(params, k, self.sigma, self.chunk)
             else:
                 directions.add(params, k, -self.sigma, self.chunk)
-            scalars.append(ahead - origin)
-        return torch.stack(scalars) / (2 * self.sigma if central else self.sigma), stats
+            scalars[k] = ahead - origin
+            del ahead
+        return scalars.div_(2 * self.sigma if central else self.sigma), stats
 
     def apply(self, params: Tensors, draws: Directions, scalars: Tensor, lr: float) -> None:
         """Step w ← w − (η/K) s_k z_k for k = 0 … K − 1 in this order, each rounding once."""
         steps = scalars * (-lr / self.directions)
-        for k in range(self.directions):
+        for k in draws.each(self.directions):
             draws.add(params, k, steps[k], self.chunk)
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:

@@ -6,7 +6,20 @@ A new rule is tested against every promise of the contract on the day its row is
 from functools import cache, partial
 
 import torch
-from fedforward.algorithms import DFA, Backprop, Baffle, Batch, ForwardForward, MonoForward, Network, State
+from fedforward.algorithms import (
+    DFA,
+    ApproxBackprop,
+    Backprop,
+    Baffle,
+    Batch,
+    CheckpointedBackprop,
+    ForwardForward,
+    FusedBackprop,
+    MonoForward,
+    Network,
+    SelectiveBackprop,
+    State,
+)
 from fedforward.algorithms.models import cnn, lenet, mlp
 from fedforward.algorithms.seeds import Place
 from torch import nn
@@ -27,6 +40,11 @@ NETS = {
 RULES = {
     "backprop": Backprop(lr=0.1),
     "backprop-adam": Backprop(lr=0.01, optimizer="adam", weight_decay=0.01),
+    "backprop-fused": FusedBackprop(lr=0.1, momentum=0.9),
+    "backprop-checkpointed": CheckpointedBackprop(lr=0.1),
+    "backprop-checkpointed-late": CheckpointedBackprop(lr=0.1, fused=False),
+    "backprop-selective": SelectiveBackprop(lr=0.1),
+    "backprop-approx": ApproxBackprop(lr=0.1),
     "mono-forward": MonoForward(lr=0.1, momentum=0.9),
     "mono-forward-last": MonoForward(lr=0.1, prediction="last"),
     "forward-forward": ForwardForward(lr=0.01),

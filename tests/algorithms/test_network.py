@@ -105,14 +105,53 @@ def test_the_closed_form_of_a_dense_block_is_autograds(activation, bias):
     block = nn.Sequential(nn.Flatten(), nn.Linear(64, 20, bias=bias), activation())
     net = Network(nn.Sequential(block, nn.Sequential(nn.Linear(20, 10))), SHAPE, CLASSES)
     assert net.dense(0) == ("linear", activation)
+    check_pulls(net, torch.randn(7, 20).double())
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(1, 4, 3), nn.GELU(), nn.MaxPool2d(2), nn.Flatten()],
+        [nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(3), nn.Flatten()],
+        [nn.Flatten(), nn.Linear(64, 36), nn.ReLU(), nn.LayerNorm(36)],
+        [nn.Flatten(), nn.Linear(64, 20), nn.SiLU(), nn.Linear(20, 36), nn.Tanh()],
+    ],
+)
+def test_the_graph_of_any_other_block_is_autograds(layers):
+    net = Network(nn.Sequential(nn.Sequential(*layers), nn.Sequential(nn.Linear(36, 10))), SHAPE, CLASSES)
+    assert net.dense(0) is None
+    check_pulls(net, torch.randn(7, 36).double())
+
+
+def check_pulls(net, pulled):
+    """Compare what block 0 pulls back, with and without the gradient in its input, with autograd."""
     params = {key: p.double() for key, p in net.init(0).items()}
-    x, pulled = torch.rand(7, *SHAPE).double(), torch.randn(7, 20).double()
-    a, pull = net.block_vjp(0, params, x)
-    own = leaves({key: params[key] for key in net.keys(0)})
-    truth = run_block(net, 0, own, x)
-    torch.testing.assert_close(a, truth.detach(), rtol=0, atol=1e-12)
-    grads = torch.autograd.grad(truth, list(own.values()), pulled)
-    assert_close(pull(pulled), dict(zip(own, grads, strict=True)), atol=1e-12)
+    x = torch.randn(7, *SHAPE).double()
+    own, root = leaves({key: params[key] for key in net.keys(0)}), x.clone().requires_grad_()
+    truth = run_block(net, 0, own, root)
+    *grads, dx = torch.autograd.grad(truth, [*own.values(), root], pulled)
+    kept = pulled.clone()
+    for wrt_input in (False, True):
+        a, pull = net.block_vjp(0, params, x, wrt_input=wrt_input)
+        torch.testing.assert_close(a, truth.detach(), rtol=0, atol=1e-12)
+        assert not a.requires_grad
+        got = pull(pulled)
+        if wrt_input:
+            got, gradient = got
+            torch.testing.assert_close(gradient, dx, rtol=0, atol=1e-12)
+        assert_close(got, dict(zip(own, grads, strict=True)), atol=1e-12)
+    assert torch.equal(pulled, kept)
+
+
+def test_a_block_without_parameters_passes_the_gradient_on():
+    blocks = (nn.Sequential(nn.Tanh()), nn.Sequential(nn.Flatten()), nn.Sequential(nn.Linear(64, 10)))
+    net = Network(nn.Sequential(*blocks), SHAPE, CLASSES)
+    params, x = net.init(0), torch.randn(7, *SHAPE)
+    pulled = torch.randn(7, *SHAPE)
+    assert net.block_vjp(0, params, x)[1](pulled) == {}
+    grads, gradient = net.block_vjp(0, params, x, wrt_input=True)[1](pulled)
+    assert grads == {}
+    torch.testing.assert_close(gradient, pulled * (1 - x.tanh() ** 2))
 
 
 def test_an_open_relu_passes_the_gradient_unchanged_and_no_other_activation_does():

@@ -7,7 +7,18 @@ import pytest
 import torch
 from cases import CLASSES, NETS, RULES, SHAPE, assert_close, batch, copied, double, equal, network, step
 from fedforward import algorithms
-from fedforward.algorithms import DFA, Backprop, Batch, ForwardForward, MonoForward, Network, ScalarRule, State, Stats
+from fedforward.algorithms import (
+    DFA,
+    Backprop,
+    Batch,
+    ForwardForward,
+    MonoForward,
+    Network,
+    ScalarRule,
+    SelectiveBackprop,
+    State,
+    Stats,
+)
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.rule import cross_entropy, softmax_error
 from fedforward.algorithms.seeds import Place
@@ -127,6 +138,7 @@ def test_a_replay_of_steps_gives_the_same_bits_in_place(rule, net):
 BUDGETS = {
     "backprop": (Backprop(), 4),
     "backprop-adam": (Backprop(lr=1e-3, optimizer="adam"), 4),
+    "backprop-selective": (SelectiveBackprop(), 4),
     "mono-forward": (MonoForward(), 3),
     "mono-forward-last": (MonoForward(prediction="last"), 3),
     "forward-forward": (ForwardForward(), 12),
