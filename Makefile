@@ -34,8 +34,9 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## Measure the engine's overhead over the bare arithmetic
+bench: $(READY)  ## Measure what the engine costs beside the bare arithmetic, and plans and audits beside none
 	$(BIN)/python -m fedforward.simulations.benchmarks.overhead
+	$(BIN)/python -m fedforward.simulations.benchmarks.metering
 
 clean:  ## Remove the environment and build products; runs stay
 	rm -rf .venv build dist *.egg-info

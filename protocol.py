@@ -12,8 +12,9 @@ Metrics are float64 whatever they count: their size on the wire then depends on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -23,12 +24,17 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 ARRAYS, CONFIG, METRICS, SCALARS = "arrays", "config", "metrics", "scalars"
 PARTITION, SAMPLES = "partition-id", "num-examples"
-CLIENT_FAILED = 1001  # error code of a client that says itself why it could not finish
+CLIENT_FAILED, OVER_BUDGET, AUDIT_FAILED = 1001, 1002, 1003  # error codes of a client that says itself what is wrong
 
 TRAIN_METRICS = (  # of a train reply, in this order
     PARTITION, SAMPLES, "steps", "batch", "loss", "accuracy", "accuracy-before", "accuracy-after",
-    "peak-bytes", "base-bytes", "flops", "seconds",
+    "peak-bytes", "fit", "flops", "seconds",
 )  # fmt: skip
+FIT = (
+    "micro-batch",
+    "chunk",
+    "rank",
+)  # the numbers of "fit": how a step was made to fit its device
 EVALUATE_METRICS = (PARTITION, SAMPLES, "loss", "accuracy")
 
 
@@ -52,9 +58,16 @@ def decode_scalars(record: ConfigRecord) -> Tensor:
     return torch.from_numpy(np.frombuffer(record["values"], dtype="<f4").astype(np.float32))
 
 
-def encode_metrics(names: Iterable[str], values: Mapping[str, float]) -> MetricRecord:
-    """Return the named values as float64 metrics, in the order of `names`."""
-    return MetricRecord({name: float(values[name]) for name in names})
+def encode_metrics(names: Iterable[str], values: Mapping[str, float | Sequence[float]]) -> MetricRecord:
+    """Return the named values, numbers or lists of them, as float64 metrics, in the order of `names`."""
+    as_floats = lambda value: [float(v) for v in value] if isinstance(value, Sequence) else float(value)  # noqa: E731
+    return MetricRecord({name: as_floats(values[name]) for name in names})
+
+
+def train_config(*, server_round: int, lr: float, epochs: int, batch_size: int, evaluate: bool) -> ConfigRecord:
+    """Return what a train message asks of a client beside the model."""
+    values = {"lr": lr, "epochs": epochs, "batch-size": batch_size, "evaluate": evaluate}
+    return ConfigRecord(values | {"server-round": server_round})
 
 
 def train_reply(params: Tensors, scalars: Tensor | None, metrics: Mapping[str, float]) -> RecordDict:
@@ -76,7 +89,33 @@ def payload_bytes(content: RecordDict) -> int:
 
 def scalar_uplink_bytes(scalars: int) -> int:
     """Return the payload of a train reply that carries `scalars` numbers: 4 bytes each and a constant."""
-    return 4 * scalars + len("values") + sum(8 + len(name) for name in TRAIN_METRICS)
+    return 4 * scalars + len("values") + _METRICS_BYTES
+
+
+def model_uplink_bytes(params: Mapping[str, Tensor]) -> int:
+    """Return the payload of a train reply that carries a model; only keys and shapes are looked at."""
+    return _model_bytes(params) + _METRICS_BYTES
+
+
+def model_downlink_bytes(params: Mapping[str, Tensor]) -> int:
+    """Return the payload of a train message; only keys and shapes are looked at."""
+    config = train_config(server_round=1, lr=0.1, epochs=1, batch_size=1, evaluate=True)
+    return _model_bytes(params) + config.count_bytes()
+
+
+_METRICS_BYTES = sum(8 * (len(FIT) if name == "fit" else 1) + len(name) for name in TRAIN_METRICS)
+
+
+def _model_bytes(params: Mapping[str, Tensor]) -> int:
+    """Return Flower's count of a model's bytes: keys, and each array in NumPy's file format, header and values."""
+    return sum(len(key) + _header_bytes(tuple(p.shape)) + 4 * p.numel() for key, p in params.items())
+
+
+@lru_cache(maxsize=4096)
+def _header_bytes(shape: tuple[int, ...]) -> int:
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return len(header.getvalue())
 
 
 def wire_bytes(content: RecordDict) -> int:

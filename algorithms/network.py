@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from .blocks import NetworkError, blocks_of, describe
+from .optimizer import Gradient, Product
 from .seeds import Purpose, integer_seed
 
 Tensors = dict[str, Tensor]
-Pulled = Tensors | tuple[Tensors, Tensor]  # gradients in a block's parameters, and, if asked for, in its input
+Gradients = dict[str, Gradient]
+Pulled = Gradients | tuple[Gradients, Tensor]  # gradients in a block's parameters, and, if asked for, in its input
 Pull = Callable[[Tensor], Pulled]  # of the gradient in the block's output
 
 # Activations whose derivative follows from their output a, so that nothing but the output need be kept: the function
-# of z (in place), and what turns (dL/da, a) into dL/dz.
+# of z, and what turns (dL/da, a) into dL/dz; both in place.
 ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    nn.ReLU: (torch.relu_, lambda gradient, a: gradient * (a > 0)),
-    nn.Tanh: (torch.tanh_, lambda gradient, a: gradient * (1 - a * a)),
+    nn.ReLU: (torch.relu_, lambda gradient, a: gradient.masked_fill_(a <= 0, 0)),
+    nn.Tanh: (torch.tanh_, lambda gradient, a: gradient.mul_(a.square().neg_().add_(1))),
     nn.Identity: (lambda z: z, lambda gradient, a: gradient),
 }
 
@@ -89,8 +91,8 @@ class Network:
         """Run block `i` and return its output with the function that pulls an output gradient back, once.
 
         A block that is linear and an activation is pulled back in closed form: nothing is kept but its input and
-        output, dz = da · f'(z), dW = dzᵀ x, db = Σ dz, dx = dz W. Any other block keeps its own graph, never a
-        neighbour's. Pull before the block's parameters change.
+        output, dz = da · f'(z), dW = dzᵀ x (not multiplied out), db = Σ dz, dx = dz W. Any other block keeps its own
+        graph, never a neighbour's. Pull before the block's parameters change; the pull may overwrite the gradient.
 
         Args:
             i: the block.
@@ -128,9 +130,9 @@ class Network:
         def pull_dense(gradient: Tensor) -> Pulled:
             nonlocal a
             if not (open_relu and activation is nn.ReLU):
-                gradient = ACTIVATIONS[activation][1](gradient, a)  # frees the caller's, unless the caller keeps it
+                gradient = ACTIVATIONS[activation][1](gradient, a)
             del a
-            grads = {weight: gradient.T @ flat}
+            grads: dict[str, Gradient] = {weight: Product(gradient, flat)}
             if bias in params:
                 grads[bias] = gradient.sum(0)
             return (grads, (gradient @ params[weight]).view_as(x)) if wrt_input else grads

@@ -3,21 +3,48 @@
     sgd    v ← μ v + (g + λ w);  w ← w − η v          (μ = 0 keeps no v)
     adam   Kingma & Ba 2015, algorithm 1, with λ w added to g; β = (0.9, 0.999), ε = 1e-8
 
-Memory lives in `state.slots`, keyed "{parameter}.velocity" and so on.
+The gradient of a linear layer's weights is a product of two small matrices, and sgd never makes it: it adds the product
+to what is there. Memory lives in `state.slots`, keyed "{parameter}.velocity" and so on.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 if TYPE_CHECKING:
     from .rule import State, Tensors
 
 NAMES = ("sgd", "adam")
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class Product(NamedTuple):
+    """A gradient leftᵀ right, (n, m), that need not be made."""
+
+    left: Tensor  # (B, n)
+    right: Tensor  # (B, m)
+
+
+Gradient = Tensor | Product
+
+
+def made(gradient: Gradient) -> Tensor:
+    """Return the gradient as one tensor."""
+    return gradient if isinstance(gradient, Tensor) else gradient.left.T @ gradient.right
+
+
+def add(target: Tensor, gradient: Gradient, scale: float = 1.0) -> None:
+    """Add scale · gradient to `target` in place."""
+    if isinstance(gradient, Tensor):
+        target.add_(gradient, alpha=scale)
+    elif is_batchedtensor(target):  # vmap has no batching rule for addmm_
+        target.add_(made(gradient), alpha=scale)
+    else:
+        target.addmm_(gradient.left.T, gradient.right, alpha=scale)
 
 
 def slots(name: str, momentum: float, params: Tensors) -> Tensors:
@@ -32,12 +59,13 @@ def slots(name: str, momentum: float, params: Tensors) -> Tensors:
     return kept
 
 
-def update(name: str, momentum: float, weight_decay: float, state: State, key: str, grad: Tensor, lr: float) -> None:
+def update(name: str, momentum: float, weight_decay: float, state: State, key: str, grad: Gradient, lr: float) -> None:
     """Change `state.params[key]` in place by one step along `grad` (same shape); `grad` may be overwritten."""
     p, memory = state.params[key], state.slots
-    if weight_decay:
-        grad = (weight_decay * p).add_(grad)
     if name == "adam":
+        grad = made(grad)
+        if weight_decay:
+            grad.add_(p, alpha=weight_decay)
         mean, square, steps = memory[f"{key}.mean"], memory[f"{key}.square"], memory[f"{key}.steps"]
         steps += 1
         mean.mul_(BETA1).add_(grad, alpha=1 - BETA1)
@@ -46,8 +74,13 @@ def update(name: str, momentum: float, weight_decay: float, state: State, key: s
         # One temporary of the parameter's size: the denominator.
         scale = (square / (1 - BETA2**steps)).sqrt_().add_(EPSILON)
         p.sub_(scale.reciprocal_().mul_(mean).mul_(lr / (1 - BETA1**steps)))
-        return
-    if momentum:
-        velocity = memory[f"{key}.velocity"]
-        grad = velocity.mul_(momentum).add_(grad)
-    p.sub_(grad, alpha=lr)
+    elif momentum:
+        velocity = memory[f"{key}.velocity"].mul_(momentum)
+        if weight_decay:
+            velocity.add_(p, alpha=weight_decay)
+        add(velocity, grad)
+        p.sub_(velocity, alpha=lr)
+    else:
+        if weight_decay:
+            p.mul_(1 - lr * weight_decay)
+        add(p, grad, -lr)

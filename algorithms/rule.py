@@ -14,6 +14,7 @@ returns K numbers, `apply` turns numbers into an update and is all that the serv
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import optimizer
+from .optimizer import Gradient
 from .seeds import Place
 
 if TYPE_CHECKING:
@@ -120,15 +122,19 @@ class GradientRule(Rule):
         if self.optimizer not in optimizer.NAMES:
             raise RuleError(f"unknown optimizer '{self.optimizer}': use one of {', '.join(optimizer.NAMES)}")
 
-    def slots(self, params: Tensors) -> Tensors:
-        """Return zeroed optimizer memory for `params`."""
-        return optimizer.slots(self.optimizer, self.momentum, params)
+    def learned(self, params: Tensors) -> Tensors:
+        """Return those of a replica's parameters that gradients change."""
+        return params
 
-    def update(self, state: State, grads: Tensors, lr: float) -> None:
+    def slots(self, params: Tensors) -> Tensors:
+        """Return zeroed optimizer memory for what is learned of `params`."""
+        return optimizer.slots(self.optimizer, self.momentum, self.learned(params))
+
+    def update(self, state: State, grads: Mapping[str, Gradient], lr: float) -> None:
         """Apply one optimizer step to the parameters named in `grads`, in place; of a part of a batch, add them up."""
         for key, grad in grads.items():
             if state.gradients:
-                state.gradients[key].add_(grad)
+                optimizer.add(state.gradients[key], grad)
             else:
                 optimizer.update(self.optimizer, self.momentum, self.weight_decay, state, key, grad, lr)
 

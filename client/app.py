@@ -10,17 +10,24 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from .. import protocol
+from .audit import AuditFailed
+from .budget import Device
+from .fitting import OverBudget
 from .trainer import Assignment, LocalData, Trainer, TrainingFailed
+
+# What a client says itself when it cannot give an update, by Flower error code.
+REASONS = {TrainingFailed: protocol.CLIENT_FAILED, OverBudget: protocol.OVER_BUDGET, AuditFailed: protocol.AUDIT_FAILED}
 
 
 @dataclass(frozen=True)
 class Client:
-    """One client: whose partition it is, its data and what trains it."""
+    """One client: whose partition it is, its data, what trains it, and the device it runs on (None: without limits)."""
 
     partition: int
     trainer: Trainer
     train: LocalData
     test: LocalData  # held out from training, for accuracy before and after
+    device: Device | None = None
 
 
 def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
@@ -32,10 +39,11 @@ def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
         started, client = time.perf_counter(), load(context)
         params = protocol.decode_params(protocol.only(message.content.array_records))
         todo = assignment(protocol.only(message.content.config_records))
+        budget = client.device.budget if client.device else None
         try:
-            report = client.trainer.fit(params, client.train, client.test, client.partition, todo)
-        except TrainingFailed as failure:
-            return Message(Error(protocol.CLIENT_FAILED, str(failure)), reply_to=message)
+            report = client.trainer.fit(params, client.train, client.test, client.partition, todo, budget)
+        except tuple(REASONS) as failure:
+            return Message(Error(REASONS[type(failure)], str(failure)), reply_to=message)
         measured = {
             protocol.PARTITION: client.partition,
             protocol.SAMPLES: report.samples,
@@ -45,8 +53,8 @@ def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
             "accuracy": report.accuracy,
             "accuracy-before": report.accuracy_before,
             "accuracy-after": report.accuracy_after,
-            "peak-bytes": report.peak_bytes,
-            "base-bytes": report.base_bytes,
+            "peak-bytes": report.fit.peak,
+            "fit": (report.fit.micro_batch, report.fit.chunk, report.fit.rank),
             "flops": report.flops,
             "seconds": time.perf_counter() - started,
         }
@@ -56,7 +64,11 @@ def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         client = load(context)
         params = protocol.decode_params(protocol.only(message.content.array_records))
-        loss, accuracy, samples = client.trainer.evaluate(params, client.test)
+        try:
+            size = client.trainer.evaluation_batch(client.device.budget) if client.device else 1000
+        except OverBudget as failure:
+            return Message(Error(protocol.OVER_BUDGET, str(failure)), reply_to=message)
+        loss, accuracy, samples = client.trainer.evaluate(params, client.test, size)
         values = {protocol.PARTITION: client.partition, protocol.SAMPLES: samples, "loss": loss, "accuracy": accuracy}
         metrics = protocol.encode_metrics(protocol.EVALUATE_METRICS, values)
         return Message(RecordDict({protocol.METRICS: metrics}), reply_to=message)

@@ -7,6 +7,8 @@ data, a round, and the parameters that came with the message.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,9 +16,13 @@ import torch
 from torch import Tensor
 
 from ..algorithms.network import Network
-from ..algorithms.rule import Batch, Rule, ScalarRule, State, Tensors
+from ..algorithms.rule import Rule, RuleError, State, Stats, Tensors
 from ..algorithms.seeds import Place, Purpose, generator
+from .audit import Audit
+from .fitting import Fit, OverBudget, evaluation_batch, fit
 from .memory import PeakMemory
+from .plan import Planner
+from .step import accumulators, load_parts, score, take_step
 
 
 class LocalData(Protocol):
@@ -44,14 +50,6 @@ class Assignment:
     proximal_mu: float = 0.0  # FedProx, as a split step: w ← w − η μ (w − w_received), then the rule's own step
 
 
-class StepCost(NamedTuple):
-    """Cost of one training step at one batch size: a function of shapes alone."""
-
-    peak: int  # bytes
-    base: int  # bytes: parameters, state and batch
-    flops: int
-
-
 class Evaluation(NamedTuple):
     """Mean cross-entropy and accuracy over n samples (NaN for n = 0)."""
 
@@ -72,8 +70,7 @@ class Report(NamedTuple):
     accuracy: float  # part of the samples visited that was classified rightly, each before its own update
     accuracy_before: float
     accuracy_after: float
-    peak_bytes: int
-    base_bytes: int
+    fit: Fit  # how the step was made to fit; its peak is the planned one
     flops: int
 
 
@@ -84,108 +81,179 @@ class Trainer:
         rule: the learning rule.
         net: the network's structure.
         seed: the run seed.
+        micro_batch: samples in a part of a batch, at most; 0 splits a batch only where memory demands it.
+        ladder: rules for clients that cannot afford `rule`, the best first; of the same parameters.
+        audit: part of the client rounds whose memory is measured and compared with the plan.
 
     Raises:
         RuleError: if the rule cannot train the network.
     """
 
-    def __init__(self, rule: Rule, net: Network, seed: int) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        net: Network,
+        seed: int,
+        *,
+        micro_batch: int = 0,
+        ladder: Sequence[Rule] = (),
+        audit: float = 0.0,
+    ) -> None:
         rule.check(net)
+        if micro_batch and rule.unsplittable:
+            raise RuleError(f"{rule.name or type(rule).__name__} cannot split a batch: {rule.unsplittable}")
         self.rule, self.net, self.seed = rule, net, seed
-        self._initial = rule.init(net, seed)
-        self._costs: dict[tuple[int, bool], StepCost] = {}  # of a batch size, with or without an anchor
+        self.micro_batch, self.ladder, self.audit = micro_batch, tuple(ladder), audit
+        self.planner = Planner(net)
+        self._fits: dict[tuple, Fit | OverBudget] = {}
+        self._initial: dict[type[Rule], State] = {}
 
-    def state(self, params: Tensors) -> State:
+    def initial(self, rule: Rule) -> State:
+        """Return the state that every replica of a rule starts from: this object's own, not to be changed."""
+        if type(rule) not in self._initial:
+            self._initial[type(rule)] = rule.init(self.net, self.seed)
+        return self._initial[type(rule)]
+
+    def state(self, rule: Rule, params: Tensors, *, split: bool = False) -> State:
         """Return a replica's state around `params`, which it owns from now on; optimizer memory starts at zero."""
-        return State(params, self._initial.fixed, {key: slot.clone() for key, slot in self._initial.slots.items()})
+        initial = self.initial(rule)
+        slots = {key: slot.clone() for key, slot in initial.slots.items()}
+        return State(params, initial.fixed, slots, accumulators(rule, params) if split else {})
 
     def initial_params(self) -> Tensors:
         """Return a copy of the parameters that every replica starts from."""
-        return {key: p.clone() for key, p in self._initial.params.items()}
+        return {key: p.clone() for key, p in self.initial(self.rule).params.items()}
 
-    def fit(self, params: Tensors, train: LocalData, test: LocalData, client: int, todo: Assignment) -> Report:
-        """Train `params` in place on `train` as assigned.
+    def fit_to(self, samples: int, todo: Assignment, budget: int | None) -> Fit:
+        """Return how a client of `samples` samples trains within `budget` bytes (None: as asked).
 
         Raises:
+            OverBudget: if nothing fits.
+        """
+        batch, anchored = min(todo.batch_size, samples), bool(todo.proximal_mu)
+        key = batch, budget, anchored
+        if key not in self._fits:
+            options = {"micro_batch": self.micro_batch, "anchored": anchored, "ladder": self.ladder}
+            try:
+                self._fits[key] = fit(self.planner, self.rule, batch, budget, **options)
+            except OverBudget as refusal:
+                self._fits[key] = refusal
+        if isinstance(self._fits[key], OverBudget):
+            raise OverBudget(*self._fits[key].args)
+        return self._fits[key]
+
+    def audited(self, server_round: int, client: int) -> bool:
+        """Return whether a client round is audited, a function of the run seed and its place."""
+        return generator(self.seed, Purpose.AUDIT, server_round, client).random() < self.audit
+
+    def fit(
+        self,
+        params: Tensors,
+        train: LocalData,
+        test: LocalData,
+        client: int,
+        todo: Assignment,
+        budget: int | None = None,
+    ) -> Report:
+        """Train `params` in place on `train` as assigned, within `budget` bytes.
+
+        Raises:
+            OverBudget: before anything has run, if nothing fits the budget.
             TrainingFailed: if there are no samples, or the loss, the parameters or the scalars stop being finite.
+            AuditFailed: if the round was audited and its memory is not the planned one.
         """
         if not len(train):
             raise TrainingFailed("the client has no samples to train on")
-        state, blank = self.state(params), float("nan")
-        anchor = {key: p.clone() for key, p in params.items()} if todo.proximal_mu else {}
-        before = self.evaluate(params, test).accuracy if todo.evaluate else blank
-        losses, correct, weights, scalars, costs = [], [], [], [], []
-        for step, batch in enumerate(self._batches(train, client, todo)):
-            for key, origin in anchor.items():
-                state.params[key].lerp_(origin, min(todo.lr * todo.proximal_mu, 1.0))
-            kind = len(batch.y), bool(anchor)
-            if kind not in self._costs:
-                stats, answer, self._costs[kind] = self._metered_step(state, anchor, batch, todo.lr)
-            else:
-                stats, answer = self._step(state, batch, todo.lr)
-            loss = float(stats.loss)
-            if not math.isfinite(loss) or (answer is not None and not answer.isfinite().all()):
-                raise TrainingFailed(f"loss is not finite at step {step + 1} (lr {todo.lr:g}): lower --lr")
-            losses.append(loss)
-            correct.append(float(stats.correct))
-            weights.append(float(stats.weight))
-            scalars.append(answer)
-            costs.append(self._costs[kind])
+        chosen, blank = self.fit_to(len(train), todo, budget), float("nan")
+        audit = Audit(chosen, budget) if self.audited(todo.round, client) else None
+        lr = todo.lr * (chosen.rule.lr / self.rule.lr)  # of another rule, its own as far as the schedule has come
+
+        def accuracy() -> float:
+            return self._evaluate(chosen, params, test, audit) if todo.evaluate else blank
+
+        before = accuracy()
+        seen, scalars = self._train(chosen, params, train, client, todo, lr, audit)
+        loss, correct, weight = (math.fsum(column) for column in zip(*seen, strict=True))
         if not all(bool(p.isfinite().all()) for p in params.values()):
-            raise TrainingFailed(f"parameters are not finite after {len(losses)} steps (lr {todo.lr:g}): lower --lr")
+            raise TrainingFailed(f"parameters are not finite after {len(seen)} steps (lr {lr:g}): lower --lr")
+        after = accuracy()
+        if audit:
+            audit.close()
         return Report(
             params=params,
-            scalars=torch.cat(scalars) if isinstance(self.rule, ScalarRule) else None,
+            scalars=torch.cat(scalars) if self.rule.exchange == "scalars" else None,
             samples=len(train),
-            steps=len(losses),
-            batch=min(todo.batch_size, len(train)),
-            loss=sum(losses) / sum(weights),
-            accuracy=sum(correct) / sum(weights),
+            steps=len(seen),
+            batch=chosen.batch,
+            loss=loss / weight,
+            accuracy=correct / weight,
             accuracy_before=before,
-            accuracy_after=self.evaluate(params, test).accuracy if todo.evaluate else blank,
-            peak_bytes=max(cost.peak for cost in costs),
-            base_bytes=max(cost.base for cost in costs),
-            flops=sum(cost.flops for cost in costs),
+            accuracy_after=after,
+            fit=chosen,
+            flops=self._flops(chosen, len(train), todo),
         )
 
-    @torch.no_grad()
+    def _train(self, chosen, params, train, client, todo, lr, audit) -> tuple[list[Stats], list[Tensor | None]]:
+        """Take all steps of a round, in place on `params`; return the stats as numbers, and the answers, of each."""
+        rule, seen, scalars = chosen.rule, [], []
+        state = self.state(rule, params, split=bool(chosen.micro_batch))
+        anchor = {key: p.clone() for key, p in params.items()} if todo.proximal_mu else {}
+        for step, rows in enumerate(self._orders(len(train), client, todo)):
+            for key, origin in anchor.items():
+                params[key].lerp_(origin, min(lr * todo.proximal_mu, 1.0))
+            draws = rule.draw(Place(self.seed, todo.round, client, step), len(rows), self.net.classes)
+            parts = load_parts(train.batch, rows, draws, chosen.micro_batch)
+            del draws
+            with audit.step(state, anchor) if audit else nullcontext() as meter:
+                stats, answer = take_step(rule, self.net, state, parts, lr, meter)
+            stats = Stats(*map(float, stats))
+            if not math.isfinite(stats.loss) or (answer is not None and not answer.isfinite().all()):
+                raise TrainingFailed(f"loss is not finite at step {step + 1} (lr {lr:g}): lower --lr")
+            seen.append(stats)
+            scalars.append(answer)
+        return seen, scalars
+
+    def _flops(self, chosen: Fit, samples: int, todo: Assignment) -> int:
+        """Return the floating-point operations of a round: of its full batches and of the last, smaller one."""
+        full, rest = divmod(samples, chosen.batch)
+        plan = lambda size: self.planner.step(chosen.rule, size, chosen.micro_batch, anchored=bool(todo.proximal_mu))  # noqa: E731
+        return todo.epochs * (full * plan(chosen.batch).flops + (plan(rest).flops if rest else 0))
+
+    def _evaluate(self, chosen: Fit, params: Tensors, test: LocalData, audit: Audit | None) -> float:
+        """Return the accuracy on `test`, in batches that need no more memory than training does."""
+        state = State(params, self.initial(chosen.rule).fixed, {})
+        with audit.watch(state, chosen.peak) if audit else nullcontext() as meter:
+            return self._score(chosen.rule, state, test, chosen.evaluation_batch, meter).accuracy
+
+    def evaluation_batch(self, budget: int) -> int:
+        """Return how many samples a device of `budget` bytes evaluates at a time.
+
+        Raises:
+            OverBudget: if a single one is too many.
+        """
+        size = evaluation_batch(self.planner, self.rule, budget)
+        plan = self.planner.inference(self.rule, size)
+        if plan.peak > budget:
+            raise OverBudget(f"inference needs {plan.peak:,} B, has {budget:,} B (at {plan.op})")
+        return size
+
     def evaluate(self, params: Tensors, data: LocalData, batch_size: int = 1000) -> Evaluation:
         """Return mean cross-entropy and accuracy of the rule's inference on `data`."""
+        return self._score(self.rule, State(params, self.initial(self.rule).fixed, {}), data, batch_size)
+
+    def _score(
+        self, rule: Rule, state: State, data: LocalData, batch_size: int, meter: PeakMemory | None = None
+    ) -> Evaluation:
         loss = correct = 0.0
-        for rows in torch.arange(len(data)).split(batch_size):
-            if len(rows) == 0:
-                continue
-            x, y = data.batch(rows)
-            logits = self.rule.logits(self.net, State(params, self._initial.fixed, {}), x)
-            loss += float(torch.nn.functional.cross_entropy(logits, y, reduction="sum"))
-            correct += float((logits.argmax(1) == y).sum())
+        for rows in torch.arange(len(data)).split(batch_size) if len(data) else ():
+            batch_loss, batch_correct = score(rule, self.net, state, *data.batch(rows), meter)
+            loss += float(batch_loss)
+            correct += float(batch_correct)
         count = len(data)
         return Evaluation(loss / count, correct / count, count) if count else Evaluation(math.nan, math.nan, 0)
 
-    def _batches(self, train: LocalData, client: int, todo: Assignment):
-        """Yield the batches of all epochs, each epoch in an order that is a function of its place."""
-        step = 0
+    def _orders(self, samples: int, client: int, todo: Assignment) -> Iterator[Tensor]:
+        """Yield the rows of each batch of all epochs, each epoch in an order that is a function of its place."""
         for epoch in range(todo.epochs):
-            order = generator(self.seed, Purpose.ORDER, todo.round, client, epoch).permutation(len(train))
-            for rows in torch.from_numpy(order).split(todo.batch_size):
-                x, y = train.batch(rows)
-                draws = self.rule.draw(Place(self.seed, todo.round, client, step), len(y), self.net.classes)
-                yield Batch(x, y, torch.ones(len(y)), draws)
-                step += 1
-
-    def _step(self, state: State, batch: Batch, lr: float):
-        """Take one step; the answer is what a scalar rule would send for it, else None."""
-        if isinstance(self.rule, ScalarRule):
-            answer, stats = self.rule.probe(self.net, state, batch)
-            self.rule.apply(state.params, batch.draws, answer, lr)
-            return stats, answer
-        with torch.no_grad():
-            return self.rule.step(self.net, state, batch, lr), None
-
-    def _metered_step(self, state: State, anchor: Tensors, batch: Batch, lr: float):
-        """Take one step under the meter: the same arithmetic, and its cost beside it."""
-        resident = (*state.params.values(), *state.fixed.values(), *state.slots.values(), *anchor.values())
-        draws = [batch.draws] if isinstance(batch.draws, Tensor) else []
-        with PeakMemory((*resident, batch.x, batch.y, batch.weight, *draws)) as meter:
-            stats, answer = self._step(state, batch, lr)
-        return stats, answer, StepCost(meter.peak, meter.base, meter.flops)
+            order = generator(self.seed, Purpose.ORDER, todo.round, client, epoch).permutation(samples)
+            yield from torch.from_numpy(order).split(todo.batch_size)

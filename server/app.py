@@ -7,7 +7,8 @@ from collections.abc import Callable
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from .rounds import Job, RunFailed, run_rounds
+from .job import Job
+from .rounds import RunFailed, run_rounds
 
 
 def make_server_app(prepare: Callable[[Context], Job], finish: Callable[[Job], None]) -> ServerApp:

@@ -33,22 +33,24 @@ except ImportError:  # not Unix: runs are not locked
 DATABASE, EXPERIMENT, CHECKPOINTS, LOCK = "run.sqlite", "experiment.toml", "checkpoints", "lock"
 
 # Bytes are payload bytes (Flower's own count over all records of a message); wire_* is the message content as Flower
-# serialises it. Times are seconds of this machine and the only columns in which two equal runs may differ.
+# serialises it. `seconds` are of this machine and the only columns in which two equal runs may differ.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     name TEXT PRIMARY KEY, version TEXT, created TEXT, finished TEXT, status TEXT, experiment TEXT, environment TEXT
 );
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, learning_rate REAL, accuracy REAL, loss REAL, client_accuracy REAL, client_loss REAL,
-    train_loss REAL, train_accuracy REAL, clients INTEGER, failed INTEGER,
+    train_loss REAL, train_accuracy REAL, clients INTEGER, over_budget INTEGER, failed INTEGER,
     bytes_down INTEGER, bytes_up INTEGER, wire_down INTEGER, wire_up INTEGER, flops INTEGER,
     seconds REAL, model_sha256 TEXT, scalars BLOB
 );
 CREATE TABLE IF NOT EXISTS clients (
-    round INTEGER, client INTEGER, rule TEXT, status TEXT, reason TEXT, samples INTEGER, steps INTEGER, batch INTEGER,
-    loss REAL, train_accuracy REAL, accuracy_before REAL, accuracy_after REAL,
-    peak_bytes INTEGER, base_bytes INTEGER, flops INTEGER,
-    bytes_down INTEGER, bytes_up INTEGER, wire_down INTEGER, wire_up INTEGER, seconds REAL,
+    round INTEGER, client INTEGER, device TEXT, rule TEXT, status TEXT, reason TEXT,
+    samples INTEGER, steps INTEGER, batch INTEGER, micro_batch INTEGER, chunk INTEGER,
+    fit TEXT, loss REAL, train_accuracy REAL, accuracy_before REAL, accuracy_after REAL,
+    budget_bytes INTEGER, peak_bytes INTEGER, parameters_bytes INTEGER, state_bytes INTEGER, optimizer_bytes INTEGER,
+    gradients_bytes INTEGER, batch_bytes INTEGER, activations_bytes INTEGER, audited INTEGER, flops INTEGER,
+    bytes_down INTEGER, bytes_up INTEGER, wire_down INTEGER, wire_up INTEGER, simulated_seconds REAL, seconds REAL,
     PRIMARY KEY (round, client)
 );
 CREATE TABLE IF NOT EXISTS evaluations (
@@ -207,6 +209,8 @@ def read_run(folder: Path) -> Run:
             runs = pd.read_sql("SELECT * FROM runs WHERE status IS NOT NULL AND experiment IS NOT NULL", db)
     except (sqlite3.Error, pd.errors.DatabaseError):
         raise NotARun(f"{folder} holds no run of this program: its {DATABASE} is another's, or broken") from None
+    if missing := {"fit", "device"} - set(tables["clients"].columns):
+        raise NotARun(f"{folder} was written by an earlier version, without {', '.join(sorted(missing))}: run it again")
     info = runs.to_dict("records")
     return Run(folder, info[0] if info else {}, **tables)
 

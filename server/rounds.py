@@ -6,29 +6,24 @@ Strategy API in the same order, so any Flower strategy runs unchanged, and after
 
 from __future__ import annotations
 
-import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from .. import protocol
 from ..algorithms.seeds import Purpose, integer_seed
 from . import checkpoint, scalars
-from .records import Records
+from .job import Job
 from .roster import Roster
-from .rows import Row, Sizes, answer_columns, mean, number, totals
-
-Evaluate = Callable[[ArrayRecord], tuple[float, float]]  # -> loss, accuracy on the server's test set
+from .rows import AUDIT_FAILED, OVER_BUDGET, STATUS, Row, Sizes, answer_columns, mean, number, totals
 
 
 class RunFailed(RuntimeError):
@@ -39,69 +34,8 @@ class AllClientsFailed(RunFailed):
     """No client of a round came back with an update."""
 
 
-class Observer(Protocol):
-    """Whoever wants to watch a run. All times are wall-clock."""
-
-    def round_started(self, server_round: int, clients: int) -> None:
-        """Clients have been sampled and are about to train."""
-
-    def round_done(self, row: Mapping[str, Any], clients: list[Row]) -> None:
-        """A round is on disk; `row` is its row in the database."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the loop needs to know of an experiment."""
-
-    rule: str
-    seed: int
-    rounds: int
-    clients: int
-    epochs: int
-    batch_size: int
-    lr: float
-    lr_schedule: str = "constant"
-    evaluate_every: int = 1
-    timeout: float | None = None  # seconds to wait for a round's replies; None waits for all
-
-    def learning_rate(self, server_round: int) -> float:
-        """Return the clients' learning rate in a round, 1 … rounds."""
-        passed = (server_round - 1) / max(self.rounds, 1)
-        return self.lr * SCHEDULES[self.lr_schedule](passed)
-
-    def evaluates(self, server_round: int) -> bool:
-        """Return whether models are evaluated in this round; the last one always is."""
-        return server_round == self.rounds or server_round % self.evaluate_every == 0
-
-
-# Learning rate relative to the first, as a function of the part of the run that has passed (0 up to, never at, 1).
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda passed: 1.0,
-    "cosine": lambda passed: 0.5 * (1 + math.cos(math.pi * passed)),
-    "linear": lambda passed: 1 - passed,
-    "half-linear": lambda passed: min(1.0, 2 * (1 - passed)),  # constant to the middle, then down
-}
-
-
-@dataclass
-class Job:
-    """A run to be done on some grid.
-
-    Attributes:
-        plan: rounds, clients, seed and what clients are asked to do.
-        strategy: any Flower strategy.
-        initial: the model before the first round.
-        evaluate: returns (loss, accuracy) of a model on the server's test set.
-        records: where rounds are committed; whatever they hold already is not done again.
-        observer: whoever wants to watch.
-    """
-
-    plan: Plan
-    strategy: Strategy
-    initial: ArrayRecord
-    evaluate: Evaluate
-    records: Records
-    observer: Observer | None = None
+class AuditFailed(RunFailed):
+    """A client used other memory than it had planned."""
 
 
 def run_rounds(job: Job, grid: Grid) -> ArrayRecord:
@@ -110,7 +44,10 @@ def run_rounds(job: Job, grid: Grid) -> ArrayRecord:
     A run whose records hold round r goes on with round r + 1, from that round's checkpoint.
 
     Raises:
-        AllClientsFailed: if a round ends without a single update, naming the first reason.
+        AllClientsFailed: if a round ends without a single update, naming the first reason; not if all that were
+            sampled are over budget and others are not known to be.
+        AuditFailed: after a round in which an audited client used other memory than planned; the round is committed
+            without its update, if any client gave one.
         RunFailed: if the strategy or the evaluation on the server raises something.
         TimeoutError: if too few clients come.
     """
@@ -136,8 +73,9 @@ class _Loop(Job):
 
     def commit_initial(self, arrays: ArrayRecord) -> None:
         loss, accuracy = self._evaluate_server(arrays)
-        row = {"round": 0, "clients": 0, "failed": 0, "loss": number(loss), "accuracy": number(accuracy)}
-        row |= dict.fromkeys(("bytes_down", "bytes_up", "wire_down", "wire_up", "flops"), 0)
+        row = {"round": 0, "loss": number(loss), "accuracy": number(accuracy)}
+        zeros = ("clients", "over_budget", "failed", "bytes_down", "bytes_up", "wire_down", "wire_up", "flops")
+        row |= dict.fromkeys(zeros, 0)
         row |= {"seconds": 0.0, "model_sha256": model_hash(arrays)}
         self.records.commit_round(row, [], [], self._checkpoint(0, arrays))
 
@@ -161,29 +99,46 @@ class _Loop(Job):
         self.records.commit_round(row, clients, evaluations, saved)
         if self.observer:
             self.observer.round_done(row, clients)
+        self._check_audits(server_round, clients)
         return arrays
+
+    def _check_audits(self, server_round: int, clients: list[Row]) -> None:
+        """Raise AuditFailed if a client's memory was not the planned one; its update is in no model."""
+        failed = [row for row in clients if row["status"] == AUDIT_FAILED]
+        if failed:
+            first, more = failed[0], len(failed) - 1
+            others = f" (and {more} more client{'s' * (more > 1)} failed it)" if more else ""
+            raise AuditFailed(
+                f"audit of round {server_round}: client {first['client']} with rule {first['rule']} {first['reason']}"
+                f"{others}: mend the rule, whose memory must follow from shapes alone, and go on with --resume"
+            )
 
     def _train(
         self, server_round: int, arrays: ArrayRecord, lr: float, evaluates: bool
     ) -> tuple[list[Row], ArrayRecord]:
-        config = ConfigRecord({
-            "lr": lr, "epochs": self.plan.epochs, "batch-size": self.plan.batch_size, "evaluate": evaluates,
-            "server-round": server_round,
-        })  # fmt: skip
+        config = protocol.train_config(
+            server_round=server_round, lr=lr, epochs=self.plan.epochs, batch_size=self.plan.batch_size,
+            evaluate=evaluates,
+        )  # fmt: skip
         seed_globals(self.plan.seed, server_round, 0)
         with _named(f"strategy {type(self.strategy).__name__}"):
             messages = list(self.strategy.configure_train(server_round, arrays, config, self.roster))
         if self.observer:
             self.observer.round_started(server_round, len(messages))
         replies = self.roster.send_and_receive(messages, timeout=self.plan.timeout)
-        rows = self._client_rows(messages, replies)
-        if messages and not any(row["status"] == "ok" for row in rows):
+        rows = [self.complete(server_round, row) for row in self._client_rows(messages, replies)]
+        if messages and not any(row["status"] == "ok" for row in rows) and not self._may_go_on(rows):
             self.records.note_failures(server_round, rows)
-            raise AllClientsFailed(f"every client of round {server_round} failed: {rows[0]['reason']}")
+            self._check_audits(server_round, rows)
+            raise AllClientsFailed(f"every client of round {server_round} failed: {_why(rows)}")
         seed_globals(self.plan.seed, server_round, 1)
         with _named(f"strategy {type(self.strategy).__name__}"):
             new, _ = self.strategy.aggregate_train(server_round, replies)
         return rows, arrays if new is None else _as_float32(new)
+
+    def _may_go_on(self, rows: list[Row]) -> bool:
+        """Return whether a round without an update is bad luck: its clients are over budget, and there are others."""
+        return {row["status"] for row in rows} == {OVER_BUDGET} and len(rows) < self.plan.clients
 
     def _client_rows(self, messages: list[Message], replies: list[Message]) -> list[Row]:
         """Return one row for each client that was asked, whether it answered or not, by partition."""
@@ -194,7 +149,7 @@ class _Loop(Job):
             node = message.metadata.dst_node_id
             row: Row = {"client": self.roster.partition[node], "rule": self.plan.rule}
             row["bytes_down"], row["wire_down"] = down.of(message)
-            rows.append(row | answer_columns(answers.get(node)))
+            rows.append(row | answer_columns(answers.get(node), self.plan.rule))
         return sorted(rows, key=lambda row: row["client"])
 
     def _evaluate_clients(self, server_round: int, arrays: ArrayRecord) -> list[Row]:
@@ -211,7 +166,7 @@ class _Loop(Job):
             node = reply.metadata.src_node_id
             row: Row = {"client": self.roster.partition[node], "bytes_down": down.of(sent[node])[0]}
             if not reply.has_content():
-                rows.append(row | {"status": "failed", "bytes_up": 0})
+                rows.append(row | {"status": STATUS.get(reply.error.code, "failed"), "bytes_up": 0})
                 continue
             metrics = protocol.only(reply.content.metric_records)
             row |= {"status": "ok", "samples": int(metrics[protocol.SAMPLES])}
@@ -240,6 +195,12 @@ def _named(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RunFailed(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _why(rows: list[Row]) -> str:
+    """Return why the first of some clients failed, of those that were admitted if there are any."""
+    row = next((row for row in rows if row["status"] != OVER_BUDGET), rows[0])
+    return row["reason"] if row["status"] == "failed" else f"{row['status']}: {row['reason']}"
 
 
 def _as_float32(arrays: ArrayRecord) -> ArrayRecord:

@@ -9,8 +9,11 @@ from typing import Any
 from flwr.app import Message
 
 from .. import protocol
+from ..algorithms import LADDER
 
 Row = dict[str, Any]
+OVER_BUDGET, AUDIT_FAILED = "over budget", "audit failed"
+STATUS = {protocol.OVER_BUDGET: OVER_BUDGET, protocol.AUDIT_FAILED: AUDIT_FAILED}  # else "failed"
 
 
 class Sizes:
@@ -27,15 +30,20 @@ class Sizes:
         return self._known[key]
 
 
-def answer_columns(reply: Message | None) -> Row:
-    """Return the columns that a client's reply fills."""
+def answer_columns(reply: Message | None, rule: str) -> Row:
+    """Return the columns that a client's reply fills; `rule` is the one it was asked to train with."""
     if reply is None:
         return {"status": "dropped", "reason": "no reply in time", "bytes_up": 0, "wire_up": 0}
     if not reply.has_content():
-        return {"status": "failed", "reason": _first_line(reply.error.reason), "bytes_up": 0, "wire_up": 0}
+        status = STATUS.get(reply.error.code, "failed")
+        return {"status": status, "reason": _first_line(reply.error.reason), "bytes_up": 0, "wire_up": 0}
     metrics = protocol.only(reply.content.metric_records)
+    micro_batch, chunk, rank = map(int, metrics["fit"])
     return {
         "status": "ok",
+        "rule": LADDER[rank - 1] if rank else rule,
+        "micro_batch": micro_batch,
+        "chunk": chunk,
         "samples": int(metrics[protocol.SAMPLES]),
         "loss": number(metrics["loss"]),
         "train_accuracy": number(metrics["accuracy"]),
@@ -43,7 +51,6 @@ def answer_columns(reply: Message | None) -> Row:
         "accuracy_after": number(metrics["accuracy-after"]),
         **{name: int(metrics[name]) for name in ("steps", "batch", "flops")},
         "peak_bytes": int(metrics["peak-bytes"]),
-        "base_bytes": int(metrics["base-bytes"]),
         "bytes_up": protocol.payload_bytes(reply.content),
         "wire_up": protocol.wire_bytes(reply.content),
         "seconds": metrics["seconds"],
@@ -53,13 +60,15 @@ def answer_columns(reply: Message | None) -> Row:
 def totals(clients: list[Row]) -> Row:
     """Return a round's sums over its clients."""
     ok = [row for row in clients if row["status"] == "ok"]
+    refused = sum(row["status"] == OVER_BUDGET for row in clients)
     sums = {
         name: sum(row.get(name, 0) for row in clients)
         for name in ("bytes_down", "bytes_up", "wire_down", "wire_up", "flops")
     }
     return {
         "clients": len(ok),
-        "failed": len(clients) - len(ok),
+        "over_budget": refused,
+        "failed": len(clients) - len(ok) - refused,
         "train_loss": mean(ok, "loss"),
         "train_accuracy": mean(ok, "train_accuracy"),
         **sums,

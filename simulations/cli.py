@@ -1,4 +1,4 @@
-"""The command line: fedforward run | rules | report.
+"""The command line: fedforward run | compare | plan | rules | report.
 
 Results go to standard output (one JSON object with `--json`), everything else to standard error. Exit code 0 is a
 finished run, 2 a mistake in what was asked (one line says which and what to do), 130 an interrupted run. With
@@ -11,10 +11,13 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated, Any, get_type_hints
 
 # Set before Flower, Hugging Face or OpenMP are loaded: no telemetry, no progress bars of theirs among ours.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -31,7 +34,15 @@ from ..algorithms import RULES
 from ..server.records import NotARun, RunInUse, read_run
 from ..server.rounds import RunFailed
 from . import world as worlds
+from .comparison.comparing import Request
+from .comparison.comparing import compare as compare_rules
+from .comparison.settings import chosen_rules as rules_named
+from .comparison.settings import own_settings
+from .comparison.terminal import as_object, show
 from .experiment import Experiment, ExperimentError, from_toml
+from .planning.picture import draw_plan
+from .planning.question import plan_for
+from .planning.table import plan_text
 from .report import write_report
 from .run import RUNS, execute, reopen, start
 from .summary import summarise
@@ -82,6 +93,10 @@ def run(
     lr: Annotated[float | None, typer.Option(help="Learning rate; the rule's own if not given.")] = None,
     lr_schedule: Annotated[str | None, _flag("lr_schedule", "constant, cosine, linear or half-linear.")] = None,
     strategy: Annotated[str | None, _flag("strategy", "fedavg, fedadam, krum, ..., or module:object.")] = None,
+    fleet: Annotated[str | None, _flag("fleet", "Devices of the clients, as mcu-1m:0.6,phone:0.4.")] = None,
+    adapt: Annotated[str | None, _flag("adapt", "What a client may change to fit its device: none or rule.")] = None,
+    micro_batch: Annotated[int | None, _flag("micro_batch", "Samples in a part of a step's batch (0: whole).")] = None,
+    audit: Annotated[float | None, _flag("audit", "Part of client rounds whose memory is measured.")] = None,
     holdout: Annotated[float | None, _flag("holdout", "Part of a client's samples kept to evaluate it.")] = None,
     evaluate_every: Annotated[int | None, _flag("evaluate_every", "Rounds between evaluations.")] = None,
     seed: Annotated[int | None, _flag("seed", "The one seed of everything.")] = None,
@@ -103,7 +118,8 @@ def run(
     flags = {
         "rule": rule, "data": data, "model": model, "partition": partition, "clients": clients,
         "clients-per-round": clients_per_round, "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
-        "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "holdout": holdout,
+        "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "fleet": fleet, "adapt": adapt,
+        "micro-batch": micro_batch, "audit": audit, "holdout": holdout,
         "evaluate-every": evaluate_every, "seed": seed, "engine": engine, "timeout": timeout,
         "threads": threads, "name": name,
     }  # fmt: skip
@@ -119,12 +135,58 @@ def run(
                 raise ExperimentError("engine flower is Flower's own runtime, started by `flwr run .`: use inline here")
             world, folder = start(chosen, runs_dir)
         say(console, headline(world.experiment))
-        with Watcher(console, world.experiment, summarise(read_run(folder))["rounds"] or 0) as watcher:
+        done = summarise(read_run(folder))["rounds"] or 0
+        with Watcher(console, world.experiment, done, world.admissions()) as watcher:
             execute(world, folder, watcher, watcher.client_done)
+    except RunFailed as failure:
+        if as_json:
+            with suppress(NotARun):  # a disk that fails may take the run with it: the line below is said then alone
+                _show_result(world.experiment, folder, as_json, failure)
+        raise
     except KeyboardInterrupt:
         say(console, _interrupted(folder))
         raise typer.Exit(130) from None
     _show_result(world.experiment, folder, as_json)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, _flag("model", "mlp, lenet, cnn, or module:object.")] = Experiment.model,
+    data: Annotated[
+        str | None, _flag("data", "digits, mnist, cifar10, ...: known shapes, nothing is downloaded; or as in `run`.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="Shape of a sample instead of data, as 1x28x28.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes, with --shape.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in a step.")] = 32,
+    micro_batch: Annotated[int, typer.Option(help="Samples in a part, for backprop that takes the batch so.")] = 1,
+    rules: Annotated[str, typer.Option(help="all, or names with commas, or module:object.")] = "all",
+    fleet: Annotated[str, typer.Option(help="Find the largest batch for these devices, as mcu-1m,phone.")] = "",
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of a part, as model.hidden=[64]; repeatable.")
+    ] = None,
+    granule: Annotated[int, typer.Option(help="Round every storage up to so many bytes (CUDA: 512).")] = 1,
+    picture: Annotated[Path | None, typer.Option(help="Draw the bytes during a step to this PNG file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a training step of every rule would need: memory, arithmetic, bytes sent, devices. Nothing is run."""
+    if picture and picture.suffix.lower() != ".png":
+        raise ExperimentError(f"--picture writes a PNG: name a file that ends in .png, not {picture}")
+    found = plan_for(
+        model=model, data=data, shape=shape, classes=classes, batch_size=batch_size, micro_batch=micro_batch,
+        rules=rules, fleet=fleet, options=options or [], granule=granule, timeline=picture is not None,
+    )  # fmt: skip
+    if picture:
+        try:
+            picture.write_bytes(draw_plan(found))
+        except OSError as error:
+            raise ExperimentError(f"cannot write {picture} ({error.strerror}): choose another --picture") from None
+    if as_json:
+        _print_json(found.to_dict() | {"picture": picture and str(picture)})
+        return
+    console = Console()
+    say(console, plan_text(found, console.width))
+    if picture:
+        print(f"picture: {picture}")
 
 
 @app.command()
@@ -175,6 +237,68 @@ def report(
         print(path)
 
 
+# `compare` takes the flags of `run`, word for word.
+_of_run = SimpleNamespace(**get_type_hints(run, include_extras=True))
+
+
+@app.command()
+def compare(
+    experiment: _of_run.experiment = None,
+    rules: Annotated[str, typer.Option(help="Rules with commas between, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from --seed on.")] = 3,
+    own: Annotated[
+        list[str] | None, typer.Option("--for", help="A setting of one rule, as baffle.lr=0.3; repeatable.")
+    ] = None,
+    data: _of_run.data = None,
+    model: _of_run.model = None,
+    partition: _of_run.partition = None,
+    clients: _of_run.clients = None,
+    clients_per_round: _of_run.clients_per_round = None,
+    rounds: _of_run.rounds = None,
+    epochs: _of_run.epochs = None,
+    batch_size: _of_run.batch_size = None,
+    lr: _of_run.lr = None,
+    lr_schedule: _of_run.lr_schedule = None,
+    strategy: _of_run.strategy = None,
+    fleet: _of_run.fleet = None,
+    adapt: _of_run.adapt = None,
+    micro_batch: _of_run.micro_batch = None,
+    audit: _of_run.audit = None,
+    holdout: _of_run.holdout = None,
+    evaluate_every: _of_run.evaluate_every = None,
+    seed: Annotated[int | None, _flag("seed", "The first seed.")] = None,
+    threads: _of_run.threads = None,
+    name: Annotated[str | None, typer.Option(help="Name of the comparison's folder.")] = None,
+    options: _of_run.options = None,
+    runs_dir: _of_run.runs_dir = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Run the same experiment with several rules and seeds: accuracy beside memory, bytes and compute.
+
+    Each rule has its own learning rate unless --lr or --for says otherwise. The same command again goes on.
+    """
+    flags = {
+        "data": data, "model": model, "partition": partition, "clients": clients,
+        "clients-per-round": clients_per_round, "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
+        "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "fleet": fleet, "adapt": adapt,
+        "micro-batch": micro_batch, "audit": audit, "holdout": holdout, "evaluate-every": evaluate_every,
+        "seed": seed, "threads": threads, "name": name,
+    }  # fmt: skip
+    common = from_toml(experiment, {key: value for key, value in flags.items() if value is not None}, options or [])
+    command = shlex.join(["fedforward", *sys.argv[1:]])
+    console = Console(stderr=True)
+    try:
+        request = Request(common, own_settings(own or [], rules_named(rules)), seeds, runs_dir, command)
+        comparison = compare_rules(request, console)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; go on with: {command}", soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json(as_object(comparison))
+    else:
+        show(comparison, Console())
+
+
 def _refuse_flags_with_resume(flags: dict[str, Any], options: list[str] | None, experiment: Path | None) -> None:
     given = [f"--{key}" for key in flags] + (["--set"] if options else []) + ([str(experiment)] if experiment else [])
     if given:
@@ -193,11 +317,13 @@ def _interrupted(folder: Path | None) -> str:
     return f"interrupted; go on with: {command}"
 
 
-def _show_result(experiment: Experiment, folder: Path, as_json: bool) -> None:
+def _show_result(experiment: Experiment, folder: Path, as_json: bool, failure: RunFailed | None = None) -> None:
+    """Print what a run came to, and in JSON whether it finished or why not."""
     summary = summarise(read_run(folder)) | {"name": experiment.name}
     page = folder / "report.html"
     if as_json:
-        _print_json(summary | {"path": str(folder), "report": str(page)})
+        ended = {"status": "failed", "error": _one_line(failure)} if failure else {"status": "finished"}
+        _print_json(ended | summary | {"path": str(folder), "report": str(page)})
         return
     Console().print(final_table(experiment, summary))
     print(f"report: {page}")
@@ -207,6 +333,10 @@ def _print_json(values: dict[str, Any]) -> None:
     """Print one JSON object; what is not finite is null, since JSON knows no NaN."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     print(json.dumps(finite, allow_nan=False))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def main() -> None:
@@ -223,7 +353,7 @@ def main() -> None:
             sys.stdout.flush()
     except MISTAKES as mistake:
         logging.getLogger("fedforward").debug("%s", mistake, exc_info=True)
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(' '.join(str(mistake).split()))}")
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(_one_line(mistake))}")
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,11 +17,12 @@ from typing import Any, get_type_hints
 
 import tomli_w
 
-from ..server.rounds import SCHEDULES
+from ..server.job import SCHEDULES
 from .refusal import closest
 
 PARTS = ("rule", "model", "strategy", "data")
 ENGINES = ("inline", "flower")
+ADAPTS = ("none", "rule")
 
 
 class ExperimentError(ValueError):
@@ -45,6 +46,10 @@ class Experiment:
     lr: float | None = None  # None: the rule's own
     lr_schedule: str = "constant"  # over rounds
     strategy: str = "auto"  # fedavg, or fedscalar for a rule that sends scalars
+    fleet: str = ""  # devices of the clients, as in mcu-1m:0.6,phone:0.4; empty: without limits
+    adapt: str = "none"  # what a client may change beside batch parts and slices to fit its device: none or rule
+    micro_batch: int = 0  # samples in a part of a batch, at most; 0: whole where memory allows
+    audit: float = 0.0  # part of the client rounds whose memory is measured and compared with the plan
     holdout: float = 0.1  # part of a client's samples kept for its own evaluation
     evaluate_every: int = 1  # rounds between evaluations, on the server and on clients
     seed: int = 0
@@ -67,6 +72,10 @@ class Experiment:
                 f"clients-per-round must be between 1 and clients ({self.clients}), or 0 for all;"
                 f" it is {self.clients_per_round}"
             )
+        if not 0 <= self.audit <= 1:
+            raise ExperimentError(f"audit must be between 0 and 1, not {self.audit:g}")
+        if self.micro_batch < 0:
+            raise ExperimentError(f"micro-batch must be at least 0, not {self.micro_batch}")
         if not 0 <= self.holdout < 1:
             raise ExperimentError(f"holdout must be at least 0 and less than 1, not {self.holdout:g}")
         if not 0 <= self.seed < 2**63:
@@ -75,6 +84,7 @@ class Experiment:
             raise ExperimentError(f"lr must be positive and finite, not {self.lr:g}")
         choose("lr-schedule", self.lr_schedule, SCHEDULES)
         choose("engine", self.engine, ENGINES)
+        choose("adapt", self.adapt, ADAPTS)
         if "/" in self.name or self.name.startswith(".") or not self.name.isprintable():
             raise ExperimentError(f"name must be a plain folder name that does not begin with a dot, not {self.name!r}")
         for part in self.set:

@@ -15,8 +15,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ..server.records import EXPERIMENT, write_atomically
 from .formats import (
     NOTHING,
@@ -26,14 +24,14 @@ from .formats import (
     format_number,
     format_percent,
     format_seconds,
-    format_text,
 )
+from .groups import by_device, by_reason
 from .pictures import PICTURES, draw
-from .summary import Shown, summarise
+from .style import STYLE
+from .summary import Shown, summarise, times_of_rounds
+from .tables import CLIENTS, DEVICES, FAILURES, ROUNDS, table
 
 __all__ = ["format_bytes", "format_percent", "summarise", "write_report"]
-
-MOST_ROWS = 2000  # of one table of the page; the database holds the rest
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
@@ -72,7 +70,8 @@ def _figure(shown: list[Shown], name: str, output: Path) -> str:
     png, caption = draw(PICTURES[name], shown)
     if png is None:
         (output / f"{name}.png").unlink(missing_ok=True)  # an older one would show what this page denies
-        return f"<figure><h3>{title}</h3><p class=empty>{escape(caption)}</p></figure>"
+        empty = f"<figure><h3>{title}</h3><p class=empty>{escape(caption)}</p></figure>"
+        return "" if PICTURES[name].optional else empty
     write_atomically(output / f"{name}.png", png)
     image = f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
     return f"<figure><h3>{title}</h3>{image}<figcaption>{escape(caption)}</figcaption></figure>"
@@ -90,6 +89,7 @@ def _page(shown: list[Shown], figures: list[str]) -> str:
         f"<header><p class=brand>FedForward report</p><h1>{escape(title)}</h1>"
         f"<p class=lead>{escape(_lead(shown))}</p>{''.join(notes)}</header>"
         f"<section><h2>Summary</h2>{_summary_table(shown)}</section>"
+        f"{''.join(_devices(each, len(shown) > 1) for each in shown)}"
         f"<section><h2>Pictures</h2><div class=pictures>{''.join(figures)}</div></section>"
         f"{''.join(_details(each, len(shown) > 1) for each in shown)}</main></body></html>\n"
     )
@@ -105,7 +105,11 @@ def _lead(shown: list[Shown]) -> str:
         return f"{len(shown)} runs over one another. They differ in: {', '.join(differ) or 'nothing that is set'}."
     rule, model, data, partition, clients, some, rounds, strategy, engine, seed = map(shown[0].setting, LEAD)
     line = f"Rule {rule} trains model {model} on data {data}, partition {partition}: {clients} clients, {some} of them "
-    return line + f"a round, {rounds} rounds, strategy {strategy}, engine {engine}, seed {seed}."
+    line += f"a round, {rounds} rounds, strategy {strategy}, engine {engine}, seed {seed}."
+    fleet, rules = shown[0].experiment.get("fleet"), ", then rule" * (shown[0].experiment.get("adapt") == "rule")
+    return line + (
+        f" Fleet {fleet}; to fit, clients change slices of directions, parts of a batch{rules}." * bool(fleet)
+    )
 
 
 LEAD = ("rule", "model", "data", "partition", "clients", "clients-per-round", "rounds", "strategy", "engine", "seed")
@@ -113,7 +117,8 @@ LEAD = ("rule", "model", "data", "partition", "clients", "clients-per-round", "r
 
 def _summary_table(shown: list[Shown]) -> str:
     rows = [f"<tr><th></th>{''.join(f'<th class=n>{each.heading()}</th>' for each in shown)}</tr>"]
-    for label, meaning, write in SUMMARY:
+    more = tuple(row for key, *row in IF_ANY if any(each.summary[key] for each in shown))
+    for label, meaning, write in SUMMARY[:-1] + more + SUMMARY[-1:]:
         cells = "".join(f"<td class=n>{escape(write(each))}</td>" for each in shown)
         rows.append(f"<tr><th scope=row>{label} <small>{escape(meaning)}</small></th>{cells}</tr>")
     return f"<div class='scroll fit'><table class=summary>{''.join(rows)}</table></div>"
@@ -169,11 +174,40 @@ SUMMARY = (  # label, meaning, what writes the value
 )
 
 
+IF_ANY = (  # key of the summary; the row is there if any run has a value of it
+    (
+        "simulated_seconds",
+        "Simulated time",
+        "of the devices; a round lasts as long as its slowest",
+        _measured(format_seconds, "simulated_seconds"),
+    ),
+    ("over_budget", "Refused", "client-rounds over the device's budget", _measured(format_integer, "over_budget")),
+    ("adapted", "Adapted", "client-rounds that changed how they train", _measured(format_integer, "adapted")),
+    (
+        "audited",
+        "Audited",
+        "client-rounds measured / not as planned",
+        _measured(format_integer, "audited", "audit_mismatches"),
+    ),
+)
+
+
+def _devices(each: Shown, several: bool) -> str:
+    """Return what became of the clients on their devices, or nothing for a run without."""
+    kinds = by_device(each.run)
+    if not len(kinds):
+        return ""
+    title = f"Devices of {each.heading()}" if several else "Devices"
+    note = "A client is admitted by its plan: what a step needs, counted before anything runs."
+    return f"<section><h2>{title}</h2><p class=small>{note}</p>{table(kinds, DEVICES)}</section>"
+
+
 def _details(each: Shown, several: bool) -> str:
     """Return what is folded away of one run: its tables, its experiment and how to run it again."""
     run = each.run
-    failures = run.clients[run.clients.status != "ok"]
+    failures = by_reason(run)
     last = run.clients.drop_duplicates("client", keep="last").sort_values("client")
+    rounds = run.rounds.assign(simulated_seconds=run.rounds["round"].map(times_of_rounds(run)))
     path = run.folder / EXPERIMENT
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     again = shlex.join(["run", path.as_posix(), "--name", f"{run.folder.name}-again"])
@@ -184,11 +218,11 @@ def _details(each: Shown, several: bool) -> str:
     title = each.heading() if several else "Details"
     parts = [f"<section><h2>{title}</h2>"]
     if len(failures):
-        text = f"Failed client-rounds ({len(failures):,})"
-        parts.append(_folded(text, _table(failures, FAILURES), opened=len(failures) <= 10))
+        text = f"Failed client-rounds ({each.summary['failed']:,})"
+        parts.append(_folded(text, table(failures, FAILURES), opened=len(failures) <= 10))
     parts += [
-        _folded(f"Rounds ({len(run.rounds):,})", _table(run.rounds, ROUNDS)),
-        _folded(f"Clients, the last round each took part in ({len(last):,})", _table(last, CLIENTS)),
+        _folded(f"Rounds ({len(run.rounds):,})", table(rounds, ROUNDS)),
+        _folded(f"Clients, the last round each took part in ({len(last):,})", table(last, CLIENTS)),
         _folded("Experiment", f"<pre>{escape(toml)}</pre>"),
         f"<h3>Run it again</h3><pre>fedforward {escape(again)}</pre>",
         f"<p class=small>{escape(' · '.join(ran))}</p></section>",
@@ -198,94 +232,3 @@ def _details(each: Shown, several: bool) -> str:
 
 def _folded(summary: str, content: str, opened: bool = False) -> str:
     return f"<details{' open' * opened}><summary>{escape(summary)}</summary>{content}</details>"
-
-
-def _table(frame: pd.DataFrame, columns: Sequence[tuple[str, str, str, Callable[[Any], str]]]) -> str:
-    """Return the rows of `frame` as a table; `columns` are (column, heading, meaning, how to write a value)."""
-    if not len(frame):
-        return "<p class=small>No rows yet.</p>"
-    sides = ["" if write is format_text else " class=n" for *_, write in columns]
-    head = "".join(
-        f'<th{side} title="{escape(meaning)}">{heading}</th>'
-        for side, (_, heading, meaning, _) in zip(sides, columns, strict=True)
-    )
-    rows = []
-    for values in frame.tail(MOST_ROWS).to_dict("records"):
-        cells = zip(sides, columns, strict=True)
-        rows.append("".join(f"<td{side}>{escape(write(values.get(key)))}</td>" for side, (key, _, _, write) in cells))
-    left_out = len(frame) - len(rows)
-    more = f"<p class=small>{left_out:,} more rows are in run.sqlite.</p>" if left_out > 0 else ""
-    return f"{more}<div class='scroll tall'><table><tr>{head}</tr><tr>{'</tr><tr>'.join(rows)}</tr></table></div>"
-
-
-ROUNDS = (
-    ("round", "Round", "0 is the initial model", format_integer),
-    ("accuracy", "Accuracy", "of the global model on the server's test set", format_percent),
-    ("loss", "Loss", "of the global model on the server's test set", format_number),
-    ("client_accuracy", "Client accuracy", "clients' own held-out data, mean weighted by samples", format_percent),
-    ("train_loss", "Training loss", "mean over the clients of the round, weighted by samples", format_number),
-    ("learning_rate", "Learning rate", "of the round", format_number),
-    ("clients", "Ok", "clients that ended ok", format_integer),
-    ("failed", "Failed", "clients that failed or dropped out", format_integer),
-    ("bytes_up", "Up", "payload bytes of training, all clients", format_bytes),
-    ("bytes_down", "Down", "payload bytes of training, all clients", format_bytes),
-    ("flops", "Compute", "floating-point operations, all clients", format_flops),
-    ("seconds", "Time", "of this machine", format_seconds),
-)
-CLIENTS = (
-    ("client", "Client", "its partition of the data", format_integer),
-    ("round", "Round", "the last one it took part in", format_integer),
-    ("rule", "Rule", "how it learnt", format_text),
-    ("status", "Status", "ok, failed or dropped", format_text),
-    ("samples", "Samples", "of its training data", format_integer),
-    ("steps", "Steps", "minibatches learnt from", format_integer),
-    ("batch", "Batch", "samples of a minibatch", format_integer),
-    ("loss", "Loss", "training loss", format_number),
-    ("accuracy_before", "Before", "accuracy on its own held-out data before training", format_percent),
-    ("accuracy_after", "After", "accuracy on its own held-out data after training", format_percent),
-    ("peak_bytes", "Peak", "memory: most bytes of a training step of that round", format_bytes),
-    ("base_bytes", "Base", "memory held before the step: parameters, state and batch", format_bytes),
-    ("bytes_up", "Up", "payload bytes", format_bytes),
-    ("bytes_down", "Down", "payload bytes", format_bytes),
-    ("flops", "Compute", "floating-point operations", format_flops),
-    ("seconds", "Time", "of this machine", format_seconds),
-)
-FAILURES = (
-    ("round", "Round", "in which it failed", format_integer),
-    ("client", "Client", "its partition of the data", format_integer),
-    ("rule", "Rule", "how it would have learnt", format_text),
-    ("reason", "Reason", "why it failed", format_text),
-)
-STYLE = """
-:root{--ink:#1c2733;--soft:#5b6875;--line:#e1e6eb;--page:#f6f7f9;--card:#fff;color-scheme:light}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,"Segoe UI",Roboto,sans-serif}
-main{max-width:1160px;margin:auto;padding:24px 20px 56px}
-h1{font-size:26px;line-height:1.25;margin:2px 0 6px;overflow-wrap:anywhere}
-h2{font-size:18px;margin:36px 0 10px;overflow-wrap:anywhere} h3{font-size:15px;margin:0 0 8px}
-p{margin:0 0 8px}
-.brand,.small,small,figcaption,.empty{color:var(--soft);font-size:13px} .lead{overflow-wrap:anywhere}
-.note{background:#fff6df;border-left:4px solid #e69f00;padding:8px 12px;margin-top:12px;overflow-wrap:anywhere}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
-.tall{max-height:460px;overflow-y:auto;margin:10px 0}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:6px 12px;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
-tr:last-child>*{border-bottom:0}
-th{font-weight:600} .n{text-align:right} .tall td,.tall th{white-space:nowrap;font-size:13px;padding:4px 7px}
-.tall td:last-child:not(.n){white-space:pre-wrap;min-width:240px}
-.tall tr:first-child th{position:sticky;top:0;background:var(--card)}
-.summary .n{min-width:165px;max-width:340px} .summary span{overflow-wrap:anywhere}
-.summary th:first-child{min-width:270px;position:sticky;left:0;background:var(--card)}
-small{font-weight:400;margin-left:4px} .fit{width:fit-content;max-width:100%}
-th i,h2 i{display:inline-block;width:11px;height:11px;border-radius:50%;margin-right:7px}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:16px}
-figure{margin:0;padding:14px 16px;background:var(--card);border:1px solid var(--line);border-radius:8px;min-width:0}
-img{display:block;width:100%;height:auto}
-figcaption{margin-top:8px;overflow-wrap:anywhere}
-details{margin:8px 0} summary{cursor:pointer;font-weight:600;padding:4px 0} section>h3{margin-top:16px}
-pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;overflow-x:auto;margin:8px 0;
-  font-size:13px}
-@media(max-width:640px){small{display:block;margin:0}
-  .summary .n,.summary th:first-child{min-width:120px;padding:6px 8px}}
-@media print{.tall{max-height:none}}
-"""

@@ -22,10 +22,12 @@ from flwr.app import Context
 from .. import __version__
 from ..client import make_client_app
 from ..server.checkpoint import load as load_checkpoint
+from ..server.job import Job, Observer
 from ..server.records import EXPERIMENT, NotARun, Records, read_run, write_atomically
-from ..server.rounds import Job, Observer, RunFailed, model_hash, run_rounds
+from ..server.rounds import RunFailed, model_hash, run_rounds
 from .engines.inline import InlineGrid
 from .experiment import Experiment, ExperimentError, from_mapping, from_run_config
+from .population import Admission
 from .report import write_report
 from .world import World, build, resolved
 
@@ -50,6 +52,9 @@ def start(experiment: Experiment, runs: Path = RUNS) -> tuple[World, Path]:
             f"{folder} exists: choose another --name, or go on with it by `fedforward run --resume {folder}`"
         )
     world = build(experiment)
+    admissions = world.admissions()
+    if admissions and not any(admission.fit for admission in admissions):
+        raise ExperimentError(_nobody_fits(admissions[0], experiment))
     _make(folder, experiment)
     return world, folder
 
@@ -141,6 +146,14 @@ def environment() -> dict[str, str]:
     }
 
 
+def _nobody_fits(first: Admission, experiment: Experiment) -> str:
+    remedy = "" if experiment.adapt == "rule" else " or try --adapt rule"
+    return (
+        f"no client fits its device; the first, on {first.device.name}, is {first.words}:"
+        f" choose a larger --fleet or a smaller --model{remedy}"
+    )
+
+
 def _make(folder: Path, experiment: Experiment) -> None:
     """Make the folder of a new run, whole or not at all."""
     making = folder.parent / f".{folder.name}.{os.getpid()}"
@@ -161,7 +174,7 @@ def _make(folder: Path, experiment: Experiment) -> None:
 def _job(world: World, folder: Path, observer: Observer | None) -> Job:
     records = Records(folder)
     records.go_on()
-    return Job(world.plan(), world.strategy(), world.initial(), world.evaluate, records, observer)
+    return Job(world.plan(), world.strategy(), world.initial(), world.evaluate, records, observer, world.complete)
 
 
 def _check_checkpoint(folder: Path, records: Records) -> None:

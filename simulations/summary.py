@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 
 from ..server.records import Run, read_run
+from ..server.rows import AUDIT_FAILED, OVER_BUDGET
 from .formats import NOTHING
+from .population import AS_ASKED
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")  # after Okabe & Ito
 MARKERS = "osD^vPX"
@@ -27,10 +29,13 @@ def summarise(run: Run) -> dict[str, Any]:
 
     Accuracy and loss are those of the last evaluated round. `peak_bytes_*` are over clients, each counting with the
     most it ever used. Totals are over the committed rounds (training; failed clients' downloads count, evaluation does
-    not: that is `evaluation_bytes_total`), `*_client` is the mean of the client-rounds that ended ok. `failed` counts
-    every client-round that is not ok.
+    not: that is `evaluation_bytes_total`), `*_client` is the mean of the client-rounds that ended ok.
+
+    Every client-round is one of `client_rounds` (ok), `over_budget` and `failed`; `adapted` ones are among the ok,
+    `audit_mismatches` among the failed. `simulated_seconds` is the sum of `times_of_rounds`.
     """
     rounds, ok = run.rounds, run.clients[run.clients.status == "ok"]
+    over_budget = int((run.clients.status == OVER_BUDGET).sum())
     evaluated = rounds[numbers(rounds, "accuracy").notna() | numbers(rounds, "loss").notna()].tail(1)
     peaks = peaks_of_clients(run)
     totals = ("bytes_up", "bytes_down", "wire_up", "wire_down", "flops")
@@ -40,7 +45,11 @@ def summarise(run: Run) -> dict[str, Any]:
         "client_accuracy": _last(rounds, "client_accuracy"),
         "rounds": int(rounds["round"].max()) if len(rounds) else None,
         "client_rounds": len(ok),
-        "failed": len(run.clients) - len(ok),
+        "failed": len(run.clients) - len(ok) - over_budget,
+        "over_budget": over_budget,
+        "adapted": int((ok["fit"].notna() & (ok["fit"] != AS_ASKED)).sum()),
+        "audited": int(numbers(run.clients, "audited").sum()),
+        "audit_mismatches": int((run.clients.status == AUDIT_FAILED).sum()),
         "peak_bytes_median": float(np.median(peaks)) if len(peaks) else None,
         "peak_bytes_max": int(peaks.max()) if len(peaks) else None,
         **{f"{name}_total": sum(int(n) for n in numbers(rounds, name).dropna()) for name in totals},
@@ -50,6 +59,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "bytes_up_client": _mean(numbers(ok, "bytes_up")),
         "bytes_down_client": _mean(numbers(ok, "bytes_down")),
         "seconds": float(numbers(rounds, "seconds").sum()),
+        "simulated_seconds": float(times.sum()) if len(times := times_of_rounds(run)) else None,
         "model_sha256": next((h for h in reversed(rounds["model_sha256"].tolist()) if isinstance(h, str)), None),
         "path": str(run.folder),
     }
@@ -63,6 +73,12 @@ def numbers(frame: pd.DataFrame, column: str) -> pd.Series:
 def peaks_of_clients(run: Run) -> pd.Series:
     """Return every client's most bytes over its rounds; a client that never reported any is left out."""
     return numbers(run.clients, "peak_bytes").groupby(run.clients["client"]).max().dropna()
+
+
+def times_of_rounds(run: Run) -> pd.Series:
+    """Return the simulated seconds of each round, by round: those of its slowest client that gave an update."""
+    ok = run.clients[run.clients.status == "ok"]
+    return numbers(ok, "simulated_seconds").groupby(ok["round"]).max().dropna()
 
 
 def accuracies_of_clients(run: Run) -> tuple[np.ndarray, str]:
@@ -110,6 +126,10 @@ class Shown:
     def short(self) -> str:
         """The name where there is little room."""
         return self.name if len(self.name) <= 36 else f"{self.name[:18]}…{self.name[-17:]}"
+
+    def told(self, text: str, several: bool) -> str:
+        """Return `text`, and of which run it speaks if there are several."""
+        return f"{self.short}: {text}" if several else text
 
     def heading(self) -> str:
         """Return the name as HTML, after a dot of its colour."""

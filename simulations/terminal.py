@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,10 +10,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..server.rows import OVER_BUDGET
 from .experiment import Experiment
 from .formats import NOTHING, format_bytes, format_number, format_percent, format_seconds
+from .population import Admission, describe
 
 # (heading, width, value of a round's row and its clients); with the gaps between, a line fits 80 columns
+REFUSED = ("refused", 11, lambda row, clients, rounds: str(row.get("over_budget") or "–"))
 COLUMNS = (
     ("round", 9, lambda row, clients, rounds: f"{row['round']}/{rounds}"),
     ("accuracy", 8, lambda row, clients, rounds: format_percent(row.get("accuracy"))),
@@ -30,14 +33,20 @@ MOST_FAILURES = 5  # told of one round; the report holds them all
 class Watcher:
     """Shows a run on a console while it goes on. Use as a context manager.
 
+    What became of the clients on their devices is said once, before the first round; rounds only count the refused.
+
     Args:
         console: where to write.
         experiment: what is running.
         done: rounds that were there before.
+        admissions: what becomes of every client on its device; nothing without a fleet.
     """
 
-    def __init__(self, console: Console, experiment: Experiment, done: int = 0) -> None:
+    def __init__(
+        self, console: Console, experiment: Experiment, done: int = 0, admissions: Sequence[Admission] = ()
+    ) -> None:
         self.console, self.rounds = console, experiment.rounds
+        self.columns = [REFUSED if experiment.fleet and each[0] == "max sent up" else each for each in COLUMNS]
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -49,7 +58,9 @@ class Watcher:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("clients", total=_replies(experiment, done))
-        say(console, "  ".join(f"{name:>{width}}" for name, width, _ in COLUMNS), style="bold")
+        for line in describe(admissions):
+            say(console, f"  {line}")
+        say(console, "  ".join(f"{name:>{width}}" for name, width, _ in self.columns), style="bold")
 
     def __enter__(self) -> Watcher:
         self.progress.start()
@@ -69,8 +80,8 @@ class Watcher:
 
     def round_done(self, row: Mapping[str, Any], clients: list[dict[str, Any]]) -> None:
         """Print the round's line."""
-        say(self.console, "  ".join(f"{value(row, clients, self.rounds):>{width}}" for _, width, value in COLUMNS))
-        failures = [client for client in clients if client["status"] != "ok"]
+        say(self.console, "  ".join(f"{value(row, clients, self.rounds):>{width}}" for _, width, value in self.columns))
+        failures = [client for client in clients if client["status"] not in ("ok", OVER_BUDGET)]
         for client in failures[:MOST_FAILURES]:
             say(self.console, f"  client {client['client']} {client['status']}: {client['reason']}", style="yellow")
         if len(failures) > MOST_FAILURES:
@@ -96,7 +107,7 @@ def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right")
     up, down = summary["bytes_up_client"], summary["bytes_down_client"]
-    rows = (
+    rows = [
         ("test accuracy", format_percent(summary["accuracy"])),
         ("test loss", format_number(summary["loss"])),
         ("client accuracy (held-out, mean)", format_percent(summary["client_accuracy"])),
@@ -108,11 +119,27 @@ def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
         ("sent down in total", format_bytes(summary["bytes_down_total"])),
         ("sent for evaluation besides, up and down", format_bytes(summary["evaluation_bytes_total"])),
         ("client rounds (failed)", f"{summary['client_rounds']} ({summary['failed']})"),
+        *_fleet_rows(summary),
         ("time", format_seconds(summary["seconds"])),
-    )
+    ]
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _fleet_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a run's devices came to, as far as it has any."""
+    rows = (
+        ("adapted", "client rounds adapted to their device", f"{summary['adapted']}"),
+        ("over_budget", "client rounds refused, over budget", f"{summary['over_budget']}"),
+        (
+            "audited",
+            "client rounds audited (not as planned)",
+            f"{summary['audited']} ({summary['audit_mismatches']})",
+        ),
+        ("simulated_seconds", "time on the devices, simulated", format_seconds(summary["simulated_seconds"])),
+    )
+    return [(label, value) for key, label, value in rows if summary[key]]
 
 
 def _replies(experiment: Experiment, done: int) -> int:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -18,17 +18,23 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from .. import protocol
-from ..algorithms import MODELS, RULES, Network, NetworkError, Rule, RuleError
+from ..algorithms import LADDER, MODELS, RULES, Network, NetworkError, Rule, RuleError
 from ..client import Client, Trainer
+from ..client.budget import Device, DeviceError
+from ..client.fitting import OverBudget
+from ..client.plan import MemoryPlan, Planner
+from ..client.trainer import Assignment
 from ..server import checkpoint
-from ..server.rounds import Plan
+from ..server.job import Plan
+from ..server.rows import AUDIT_FAILED, Row
 from ..server.strategies import DEFAULTS, STRATEGIES, FedScalar
 from .datasets import DataSet, load, partition, split
 from .experiment import Experiment, ExperimentError, from_run_config
 from .naming import checked_options, is_reference, named
+from .population import AS_ASKED, Admission, devices_of
 from .refusal import DataError
 
-MISTAKES = (ExperimentError, DataError, RuleError, NetworkError)
+MISTAKES = (ExperimentError, DataError, DeviceError, RuleError, NetworkError)
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class World:
     trainer: Trainer
     data: DataSet
     partitions: list[torch.Tensor]  # rows of the training data, one tensor a client
+    devices: list[Device]  # one a client; empty: without limits
 
     def client(self, index: int) -> Client:
         """Return client `index`, whose data are views of the data set."""
         rows = self.partitions[index]
         train, test = split(rows, self.experiment.holdout, self.experiment.seed, index)
-        return Client(index, self.trainer, self.data.train.subset(train), self.data.train.subset(test))
+        device = self.devices[index] if self.devices else None
+        return Client(index, self.trainer, self.data.train.subset(train), self.data.train.subset(test), device)
 
     def initial(self) -> ArrayRecord:
         """Return the initial model as the server sends it."""
@@ -54,6 +62,59 @@ class World:
         """Return (loss, accuracy) of a model on the server's test set."""
         result = self.trainer.evaluate(protocol.decode_params(arrays), self.data.test)
         return result.loss, result.accuracy
+
+    def admissions(self) -> list[Admission]:
+        """Return what becomes of every client on its device, before anything runs; nothing without a fleet."""
+        found = []
+        for index, device in enumerate(self.devices):
+            try:
+                with blamed_on(f"rule '{self.experiment.rule}'"):
+                    fit = self.trainer.fit_to(len(self.client(index).train), self._assignment, device.budget)
+                words = self.changes(
+                    self.experiment.rule if not fit.rank else fit.rule.name, fit.micro_batch, fit.chunk
+                )
+                found.append(Admission(index, device, fit, words))
+            except OverBudget as error:
+                found.append(Admission(index, device, None, f"over budget: {error}"))
+        return found
+
+    def changes(self, rule: str, micro_batch: int, chunk: int) -> str:
+        """Return in words what a client changed to fit its device: rule, batch parts, slices of directions."""
+        asked = self.experiment
+        said = [f"rule {rule}"] if rule != asked.rule else []
+        said += [f"parts of {micro_batch}"] if micro_batch not in (0, asked.micro_batch) else []
+        rules = {each.name: each for each in self.trainer.ladder}
+        own = getattr(rules.get(rule, self.trainer.rule), "chunk", 0)
+        said += [f"slices of {chunk}"] if chunk < own else []
+        return ", ".join(said) or AS_ASKED
+
+    def complete(self, server_round: int, row: Row) -> Row:
+        """Return a client's row with what its answer does not say: device, parts of the peak, simulated time."""
+        ran = row["status"] in ("ok", AUDIT_FAILED)
+        known: Row = {"audited": int(ran and self.trainer.audited(server_round, row["client"]))}
+        device = self.devices[row["client"]] if self.devices else None
+        if device:
+            known |= {"device": device.name, "budget_bytes": device.budget}
+        if row["status"] == "ok":
+            known["fit"] = self.changes(row["rule"], row["micro_batch"], row["chunk"])
+            known |= {f"{part}_bytes": n for part, n in self._step_plan(row).parts.items()}
+            if device:
+                known["simulated_seconds"] = device.seconds(row["flops"], row["bytes_down"], row["bytes_up"])
+        return row | known
+
+    def _step_plan(self, row: Row) -> MemoryPlan:
+        """Return the plan of the step that a client's row speaks of."""
+        trainer, todo = self.trainer, self._assignment
+        rule = next((rule for rule in trainer.ladder if rule.name == row["rule"]), trainer.rule)
+        if row["chunk"]:
+            rule = dataclasses.replace(rule, chunk=row["chunk"])
+        return trainer.planner.step(rule, row["batch"], row["micro_batch"], anchored=bool(todo.proximal_mu))
+
+    @cached_property
+    def _assignment(self) -> Assignment:
+        """Return what a round asks of clients, as far as memory depends on it."""
+        e, pull = self.experiment, getattr(self.strategy(), "proximal_mu", 0.0)
+        return Assignment(1, self.trainer.rule.lr, e.epochs, e.batch_size, proximal_mu=pull)
 
     def plan(self) -> Plan:
         """Return what the round loop needs to know."""
@@ -79,10 +140,14 @@ def build(experiment: Experiment) -> World:
     data = build_data(experiment)
     net = build_network(experiment, data)
     with blamed_on(f"rule '{experiment.rule}' with model '{experiment.model}'"):
-        trainer = Trainer(rule, net, experiment.seed)
+        trainer = Trainer(
+            rule, net, experiment.seed,
+            micro_batch=experiment.micro_batch, ladder=build_ladder(experiment, rule, net), audit=experiment.audit,
+        )  # fmt: skip
         trainer.evaluate(trainer.initial_params(), data.test.subset(torch.arange(min(1, len(data.test)))))
     partitions = partition(data, experiment.partition, experiment.clients, experiment.seed)
-    world = World(experiment, trainer, data, partitions)
+    devices = devices_of(experiment.fleet, experiment.clients, experiment.seed)
+    world = World(experiment, trainer, data, partitions, devices)
     with blamed_on(f"strategy '{experiment.strategy}'"):
         checkpoint.dump(0, ArrayRecord(), world.strategy())
     return world
@@ -151,6 +216,37 @@ def build_network(experiment: Experiment, data: DataSet) -> Network:
         return Network(lambda: model(data.shape, data.classes, **options), data.shape, data.classes)
 
 
+def build_ladder(experiment: Experiment, rule: Rule, net: Network) -> list[Rule]:
+    """Return the rules that a client may fall back to: those of the ladder that train the same parameters.
+
+    A rule of the same family keeps the rule's options, so that only its memory differs; another has its own.
+
+    Raises:
+        ExperimentError: if clients may change their rule, and there is none to change to.
+    """
+    if experiment.adapt != "rule":
+        return []
+    planner, found = Planner(net), []
+    for kind in (RULES[name] for name in LADDER):
+        own = {field.name for field in dataclasses.fields(kind)} & set(experiment.set.get("rule", {})) | {"lr"}
+        candidate = kind(**{key: getattr(rule, key) for key in own}) if kind.family == rule.family else kind()
+        with suppress(RuleError):
+            candidate.check(net)
+            same = _shapes(planner.params(candidate)) == _shapes(planner.params(rule))
+            if same and rule.exchange == "weights" and not isinstance(rule, kind):
+                found.append(candidate)
+    if not found:
+        raise ExperimentError(
+            f"--adapt rule has nothing to offer: no rule of the ladder ({', '.join(LADDER)}) trains what"
+            f" {experiment.rule} sends; leave it out"
+        )
+    return found
+
+
+def _shapes(params: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {key: p.shape for key, p in params.items()}
+
+
 def build_strategy(experiment: Experiment, rule: Rule) -> Strategy:
     """Return the strategy an experiment names, sampling and evaluating as it says.
 
@@ -197,7 +293,7 @@ def blamed_on(part: str) -> Iterator[None]:
     """Turn whatever somebody's rule, model, strategy or data raises into an ExperimentError that names it."""
     try:
         yield
-    except MISTAKES:
+    except (*MISTAKES, OverBudget):
         raise
     except Exception as error:
         raise ExperimentError(f"{part} failed: {type(error).__name__}: {error}") from error

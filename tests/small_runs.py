@@ -4,8 +4,9 @@ import sqlite3
 from contextlib import closing
 
 from fedforward.client import make_client_app
+from fedforward.server.job import Job
 from fedforward.server.records import DATABASE, TIMES, Records
-from fedforward.server.rounds import Job, run_rounds
+from fedforward.server.rounds import run_rounds
 from fedforward.simulations.engines.inline import InlineGrid
 from fedforward.simulations.experiment import Experiment
 from fedforward.simulations.world import build
@@ -41,7 +42,10 @@ def simulate(world, folder, *, strategy=None, initial=None, grid=InlineGrid, obs
     records = Records(folder)
     if records.status() is None:
         records.start("small", world.experiment.to_toml(), "0", {})
-    job = Job(world.plan(), strategy or world.strategy(), initial or world.initial(), world.evaluate, records, observer)
+    job = Job(
+        world.plan(), strategy or world.strategy(), initial or world.initial(), world.evaluate, records, observer,
+        world.complete,
+    )  # fmt: skip
     app = make_client_app(lambda context: world.client(int(context.node_config["partition-id"])))
     try:
         arrays = run_rounds(job, grid(app, world.experiment.clients, world.experiment.to_run_config()))

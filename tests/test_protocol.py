@@ -8,7 +8,7 @@ import torch
 from fedforward import protocol
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-METRICS = dict.fromkeys(protocol.TRAIN_METRICS, 1.5)
+METRICS = dict.fromkeys(protocol.TRAIN_METRICS, 1.5) | {"fit": [0, 4096, 1]}
 
 
 def params(*shapes, dtype=torch.float32):
@@ -66,7 +66,7 @@ def test_a_scalar_reply_costs_four_bytes_a_number_and_a_constant(n):
     reply = protocol.train_reply(params((100, 100)), torch.randn(n), METRICS)
     constant = protocol.scalar_uplink_bytes(0)
     assert protocol.payload_bytes(reply) == protocol.scalar_uplink_bytes(n) == 4 * n + constant
-    assert constant == len("values") + sum(len(name) + 8 for name in protocol.TRAIN_METRICS) < 250
+    assert constant == len("values") + sum(len(name) + 8 for name in protocol.TRAIN_METRICS) + 2 * 8 < 250
     assert protocol.ARRAYS not in reply
 
 
@@ -74,8 +74,8 @@ def test_a_weight_reply_costs_its_values_and_keys():
     model = params((30, 20), (20,))
     reply = protocol.train_reply(model, None, METRICS)
     arrays = sum(len(array.data) + len(key) for key, array in reply[protocol.ARRAYS].items())
-    metrics = sum(len(name) + 8 for name in protocol.TRAIN_METRICS)
-    assert protocol.payload_bytes(reply) == arrays + metrics
+    metrics = sum(len(name) + 8 for name in protocol.TRAIN_METRICS) + 2 * 8  # "fit" has three numbers
+    assert protocol.payload_bytes(reply) == arrays + metrics == protocol.model_uplink_bytes(model)
     assert arrays - 4 * 620 < 2 * (128 + len("0.weight")) + 1  # NumPy's header and the key, for each array
     assert protocol.only({"anything": 3}) == 3
     with pytest.raises(ValueError, match="too many"):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..network import Network, Pull
+from ..optimizer import made
 from ..rule import Batch, State, Stats, cross_entropy, softmax_error
 from .blockwise import Tensors, pull_back
 from .sgd import Backprop
@@ -64,6 +65,7 @@ class CheckpointedBackprop(Backprop):
             pull_back(net, pull_of, passing, lambda grads: self.update(state, grads, lr))
         else:
             gradients: Tensors = {}
-            pull_back(net, pull_of, passing, gradients.update)
+            keep = lambda grads: gradients.update({key: made(grad) for key, grad in grads.items()})  # noqa: E731
+            pull_back(net, pull_of, passing, keep)
             self.update(state, gradients, lr)
         return stats

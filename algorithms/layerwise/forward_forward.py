@@ -14,6 +14,7 @@ the ReLU unchanged, which matters to the second term alone: it wakes units that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,7 +23,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..network import Network
-from ..rule import Batch, GradientRule, RuleError, State, Stats, onehot, softmax_error
+from ..optimizer import Product, add
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, onehot, softmax_error
 from ..seeds import Place, Purpose, generator
 
 PEER_MOMENTUM, PEER_START = 0.9, 0.5
@@ -111,13 +113,16 @@ class ForwardForward(GradientRule):
         if self.inference == "one-pass":
             width = sum(torch.Size(net.sizes[i]).numel() for i in net.hidden[1:])
             params["readout.weight"] = torch.zeros(net.classes, width)
-        learned = {key: p for key, p in params.items() if not key.endswith(".mean")}
-        return State(params, {}, self.slots(learned))
+        return State(params, {}, self.slots(params))
+
+    def learned(self, params: Tensors) -> Tensors:
+        """Return all but the running means."""
+        return {key: p for key, p in params.items() if not key.endswith(".mean")}
 
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Update layer after layer on true and wrong labels; correct counts samples whose last goodness tells them."""
         wrong = (batch.y + batch.draws) % net.classes
-        x = normalise(torch.cat([embed(batch.x, batch.y, net.classes), embed(batch.x, wrong, net.classes)]))
+        x = normalise_(embed(batch.x, (batch.y, wrong), net.classes))
         share = batch.share().repeat(2) / 2
         target = torch.cat([torch.ones_like(batch.weight), torch.zeros_like(batch.weight)])
         loss = torch.zeros_like(batch.weight)
@@ -134,7 +139,8 @@ class ForwardForward(GradientRule):
             del grads
             true, false = logit.chunk(2)
             loss = loss + (softplus(-true) + softplus(false)) / 2
-            x = normalise(a)
+            x = normalise_(a)
+            del a, flat
         if self.inference == "one-pass":
             self._train_readout(net, state, batch, lr)
         correct = (true > false).to(batch.weight.dtype)
@@ -152,12 +158,12 @@ class ForwardForward(GradientRule):
     def _goodness(self, net: Network, state: State, x: Tensor, label: int) -> Tensor:
         """Return Σ_l G_l (B,) over all layers but the first, with `label` written into x."""
         labels = torch.full(x.shape[:1], label, device=x.device)
-        x, total = normalise(embed(x, labels, net.classes)), 0.0
+        x, total = normalise_(embed(x, (labels,), net.classes)), 0.0
         for i in net.hidden:
             a = net.block(i, state.params, x)
             if i > 0:
                 total = total + a.flatten(1).square().sum(1)
-            x = normalise(a)
+            x = normalise_(a)
         return total
 
     def _add_peer_term(self, gradient: Tensor, activity: Tensor, mean: Tensor, batch: Batch) -> None:
@@ -166,15 +172,15 @@ class ForwardForward(GradientRule):
         size = len(share)
         mean.mul_(PEER_MOMENTUM).add_((share @ activity[:size]) * (1 - PEER_MOMENTUM))
         slope = self.peer * 2 / mean.numel() * (1 - PEER_MOMENTUM) * (mean - mean.mean())
-        gradient[:size] += share[:, None] * slope
+        add(gradient[:size], Product(share[None], slope[None]))
 
     def _neutral_activity(self, net: Network, state: State, x: Tensor) -> Tensor:
         """Return the normalised activities (B, Σ n_l) of all layers but the first under the neutral label."""
         neutral = x.flatten(1).clone()
         neutral[:, : net.classes] = 1 / net.classes
-        x, kept = normalise(neutral.view_as(x)), []
+        x, kept = normalise_(neutral.view_as(x)), []
         for i in net.hidden:
-            x = normalise(net.block(i, state.params, x))
+            x = normalise_(net.block(i, state.params, x))
             if i > 0:
                 kept.append(x.flatten(1))
         return torch.cat(kept, 1)
@@ -188,13 +194,17 @@ class ForwardForward(GradientRule):
         self.update(state, {"readout.weight": grad}, lr * self.readout_lr / self.lr)
 
 
-def embed(x: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Return a copy of x (B, *shape) whose first C values are the one-hot label."""
-    flat = torch.cat([onehot(y, classes, x.dtype), x.flatten(1)[:, classes:]], 1)
-    return flat.view_as(x)
+def embed(x: Tensor, labels: Sequence[Tensor], classes: int) -> Tensor:
+    """Return a copy of x (B, *shape) for each of the labels (B,), one after the other, their one-hot in its first C."""
+    copies = x.flatten(1).repeat(len(labels), 1)
+    for rows, y in zip(copies.chunk(len(labels)), labels, strict=True):
+        rows[:, :classes] = onehot(y, classes, x.dtype)
+    return copies.view(-1, *x.shape[1:])
 
 
-def normalise(a: Tensor) -> Tensor:
-    """Return each sample of a (B, ...) divided by its root mean square, so that its length carries nothing."""
-    flat = a.flatten(1)
-    return (flat / (flat.square().mean(1, keepdim=True).sqrt() + 1e-8)).view_as(a)
+def normalise_(a: Tensor) -> Tensor:
+    """Divide each sample of a (B, ...) by its root mean square, in place: its length then carries nothing."""
+    features = tuple(range(1, a.dim()))
+    for rows in a.chunk(2):  # in halves: the squares take half the memory
+        rows.div_(rows.square().mean(features, keepdim=True).sqrt_().add_(1e-8))
+    return a

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..network import Network
+from ..optimizer import Product
 from ..rule import Batch, GradientRule, RuleError, State, Stats, cross_entropy, softmax_error
 from ..seeds import Purpose, generator
 
@@ -78,7 +79,7 @@ class MonoForward(GradientRule):
             delta = softmax_error(logits, batch)
             grads = pull(spread(delta @ head, a))
             del pull
-            self.update(state, grads | {f"{i}.head": delta.T @ pooled}, lr)
+            self.update(state, grads | {f"{i}.head": Product(delta, pooled)}, lr)
             del grads
             scores = scores + logits if self.prediction == "sum" else logits
             x = a

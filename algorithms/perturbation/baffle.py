@@ -81,7 +81,7 @@ class Baffle(ScalarRule):
         scalars = batch.weight.new_zeros(self.directions)
         for k in directions.each(self.directions):
             directions.add(params, k, self.sigma, self.chunk)
-            ahead, _ = cross_entropy(net.forward(params, batch.x), batch)
+            ahead = cross_entropy(net.forward(params, batch.x), batch)[0]
             if central:
                 directions.add(params, k, -self.sigma, self.chunk)  # back first: −2σ at once would round further off
                 directions.add(params, k, -self.sigma, self.chunk)

@@ -55,6 +55,7 @@ class FedScalar(FedAvg):
         self.averaged = None
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         if not valid:
+            self._sent = None
             return None, None
         contents = [reply.content for reply in valid]
         answers = [protocol.decode_scalars(content[protocol.SCALARS]) for content in contents]

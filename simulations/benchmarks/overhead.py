@@ -13,6 +13,7 @@ import logging
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +23,9 @@ import typer
 from torch import nn
 
 from ...client import make_client_app
+from ...server.job import Job
 from ...server.records import Records
-from ...server.rounds import Job, run_rounds
+from ...server.rounds import run_rounds
 from ..datasets import DataSet, Samples
 from ..engines.inline import InlineGrid
 from ..experiment import Experiment
@@ -69,7 +71,7 @@ def bare_rounds(rounds: int, world: World) -> float:
 def our_rounds(rounds: int, world: World) -> float:
     """Return seconds of `rounds` rounds of our whole stack, commits and all, after one round of warm-up."""
     e = world.experiment.replace(rounds=rounds + 2, evaluate_every=rounds + 3)
-    world = World(e, world.trainer, world.data, world.partitions)
+    world = replace(world, experiment=e)
     app = make_client_app(lambda context: world.client(int(context.node_config["partition-id"])))
     with tempfile.TemporaryDirectory() as folder:
         records = Records(Path(folder))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +22,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ...server.records import read_run
-from ..experiment import Experiment, ExperimentError, from_mapping
-from ..run import execute, reopen, start
-from ..summary import summarise
-from ..terminal import Watcher
+from ..comparison.cells import finished
+from ..experiment import Experiment
+from ..terminal import Watcher, headline, say
 from ..world import resolved
 
 TWO, THREE = [1000, 1000], [1000, 1000, 1000]
@@ -65,15 +62,13 @@ def experiment(rule: str, kind: str, data: str) -> Experiment:
 
 def accuracies(cell: Experiment, runs: Path) -> dict[int, float]:
     """Run a cell unless it is there, and return test accuracy by round."""
-    folder, console = runs / cell.name, Console(stderr=True)
-    if folder.exists() and from_mapping(tomllib.loads(read_run(folder).info["experiment"])) != resolved(cell):
-        raise ExperimentError(f"{folder} holds a run with other settings: remove it, or choose another --runs-dir")
-    if not folder.exists() or read_run(folder).info["status"] != "finished":
-        world, folder = reopen(folder) if folder.exists() else start(cell, runs)
-        console.print(f"{folder}", highlight=False)
-        with Watcher(console, world.experiment, summarise(read_run(folder))["rounds"] or 0) as watcher:
-            execute(world, folder, watcher, watcher.client_done)
-    rounds = read_run(folder).rounds.dropna(subset="accuracy")
+    console = Console(stderr=True)
+
+    def watch(running: Experiment, done: int) -> Watcher:
+        say(console, headline(running))
+        return Watcher(console, running, done)
+
+    rounds = finished(resolved(cell), runs, watch).rounds.dropna(subset="accuracy")
     return dict(zip(rounds["round"].tolist(), rounds["accuracy"].tolist(), strict=True))
 
 

@@ -1,14 +1,17 @@
 """The memory meter against bytes counted by hand, and the promise that a step gives back what it took."""
 
 import gc
+import itertools
+import math
 
 import pytest
 import torch
 from cases import NETS, RULES, batch, leaves, network
-from fedforward.algorithms import Backprop, Batch, MonoForward, Network
+from fedforward.algorithms import MODELS, Backprop, Batch, ForwardForward, MonoForward, Network
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.rule import cross_entropy
 from fedforward.client.memory import PeakMemory
+from fedforward.client.plan import Planner
 
 F32, I64 = 4, 8  # bytes
 
@@ -17,7 +20,7 @@ def metered(rule, net, state, b):
     """Take one step; return the meter after the step's own results are gone."""
     resident = [t for part in state for t in part.values()]
     resident += [b.x, b.y, b.weight] + ([b.draws] if isinstance(b.draws, torch.Tensor) else [])
-    with torch.no_grad(), PeakMemory(resident) as meter:
+    with torch.no_grad(), PeakMemory({"parameters": resident}) as meter:
         stats = rule.step(net, state, b, rule.lr)
     del stats
     return meter
@@ -48,10 +51,10 @@ def test_mono_forward_of_one_block_costs_the_bytes_counted_by_hand(size, inputs,
     meter = two_layers(MonoForward(), size, inputs, hidden, classes)
     block, head = inputs * hidden + hidden, hidden * classes
     assert meter.base == F32 * (block + head + size * inputs + size) + I64 * size
-    # The block's gradients, its output, its scores and their error; and the larger of the head's gradient (which comes
-    # after dL/dz is gone) and dL/dz (which is there while the bias's gradient is made).
-    kept = block + size * hidden + 2 * size * classes
-    assert meter.peak == meter.base + F32 * (kept + max(head, size * hidden))
+    # The block's output and dL/da, its scores and their error; and the larger of what tells the active units (bytes)
+    # and the bias's gradient. The gradients of weights and head are never made.
+    kept = F32 * (2 * size * hidden + 2 * size * classes)
+    assert meter.peak == meter.base + kept + max(size * hidden, F32 * hidden)
 
 
 @pytest.mark.parametrize("hidden", [3, 6])
@@ -69,18 +72,50 @@ def test_depth_costs_backpropagation_activities_and_mono_forward_nothing(hidden)
     assert more["mono-forward"] == 0
 
 
-@pytest.mark.parametrize("rule", ["mono-forward", "forward-forward"])
-def test_a_layerwise_rule_drops_a_block_before_it_runs_the_next(rule):
-    rule, peaks = RULES[rule], []
-    for hidden in ((64, 48), (64, 48, 16)):
-        net = Network(lambda: mlp((200,), 10, hidden=hidden), (200,), 10)  # noqa: B023
-        meter = metered(rule, net, rule.init(net, seed=0), batch(rule, 4, dtype=torch.float32, shape=(200,)))
-        peaks.append(meter.peak - meter.base)
-    first_block, second_block = 200 * 64 + 64, 64 * 48 + 48
-    assert peaks[0] == peaks[1]  # the first block's alone
-    # Gradients of the first block, once more for the weight decay, never the second's beside them.
-    copies = 2 if rule.weight_decay else 1
-    assert copies * first_block < peaks[0] / F32 < copies * first_block + second_block
+WIDTHS = [(784, 256, 256, 256, 256), (100, 30, 400, 20, 60), (50, 200, 40), (300, 20, 30, 200)]
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_mono_forwards_peak_is_the_largest_pair_of_neighbours(widths, momentum):
+    size, classes, peaks = 64, 10, []
+    net = Network(lambda: mlp(widths[:1], classes, hidden=widths[1:]), widths[:1], classes)
+    rule = MonoForward(momentum=momentum)
+    meter = metered(rule, net, rule.init(net, 0), batch(rule, size, dtype=torch.float32, shape=widths[:1]))
+    for i, (before, width) in enumerate(itertools.pairwise(widths)):
+        pair = size * width + (size * before if i else 0)  # the first input is the batch
+        scores = size * classes * (3 if i else 2)  # of the block, their error, the sum of the blocks before
+        peaks.append(F32 * (pair + size * width + scores) + size * width)  # dL/da, and a byte for each active unit
+    assert meter.peak - meter.base == max(peaks)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_forward_forwards_peak_is_the_largest_pair_of_neighbours_twice(widths):
+    size, rows, peaks = 64, 128, []  # two rows a sample
+    net = Network(lambda: mlp(widths[:1], 10, hidden=widths[1:]), widths[:1], 10)
+    rule = ForwardForward()  # with momentum and weight decay
+    meter = metered(rule, net, rule.init(net, 0), batch(rule, size, dtype=torch.float32, shape=widths[:1]))
+    peaks.append(1.5 * rows * widths[0])  # copies of the batch with labels written in, and the squares of half of them
+    for before, width in itertools.pairwise(widths):
+        peaks.append(rows * (before + width) + rows * width)  # true and wrong labels; and dL/da
+    few = 4 * rows + 4 * size + 2 * max(widths[1:])
+    assert max(peaks) < (meter.peak - meter.base) / F32 <= max(peaks) + few
+
+
+@pytest.mark.parametrize("name, shape", [("lenet", (1, 28, 28)), ("cnn", (3, 32, 32))])
+def test_a_layerwise_rule_needs_one_convolution_block_at_a_time(name, shape):
+    size = 64
+    net = Network(lambda: MODELS[name](shape, 10), shape, 10)
+    inputs = [F32 * size * math.prod(each) for each in (shape, *net.sizes)]
+    mono, forward = [], []
+    for i in net.hidden:
+        pooled = inputs[i + 1]
+        whole = 4 * pooled  # the map before pooling; dL/dz of it comes twice, before and after the ReLU
+        mono.append((inputs[i] if i else 0) + 3 * whole + pooled)
+        forward.append(2 * (inputs[i] + 3 * whole + 2 * pooled))  # true and wrong labels; and dL/da
+    for rule, blocks in ((MonoForward(), mono), (ForwardForward(), forward)):
+        above = Planner(net).step(rule, size).parts["activations"]
+        assert max(blocks) < above < 1.005 * max(blocks)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -89,7 +124,7 @@ def test_the_baseline_pays_what_plain_pytorch_pays(net):
     net, rule = network(net), Backprop()
     state, b = rule.init(net, seed=0), batch(rule, 32, dtype=torch.float32)
     params = leaves(state.params)
-    with PeakMemory((*params.values(), b.x, b.y, b.weight)) as plain:
+    with PeakMemory({"parameters": params.values(), "batch": (b.x, b.y, b.weight)}) as plain:
         loss, _ = cross_entropy(net.forward(params, b.x), b)
         grads = torch.autograd.grad(loss, list(params.values()))
     del grads
@@ -110,13 +145,13 @@ def test_a_step_gives_back_every_byte_and_repeats_to_the_byte(rule, net):
     finally:
         gc.enable()
     assert first.live == first.base == second.live
-    assert (first.peak, first.peak_op, first.flops) == (second.peak, second.peak_op, second.flops)
+    assert (first.peak, first.op, first.flops) == (second.peak, second.op, second.flops)
     assert first.peak > first.base
 
 
 def test_views_are_not_counted_twice_and_a_freed_tensor_is_given_back():
     x = torch.zeros(1000)
-    with PeakMemory([x, x[:10], x.view(10, 100)]) as meter:
+    with PeakMemory({"batch": [x, x[:10], x.view(10, 100)]}) as meter:
         assert meter.base == 4000
         y = x[::2] + 1
         assert meter.live == 4000 + 2000
@@ -126,22 +161,22 @@ def test_views_are_not_counted_twice_and_a_freed_tensor_is_given_back():
         assert meter.live == 6000  # the view keeps the storage
         del z
         assert meter.live == 4000
-    assert (meter.peak, meter.peak_op) == (6000, "aten.add.Tensor")
+    assert (meter.peak, meter.op) == (6000, "aten.add.Tensor")
 
 
 def test_a_view_is_charged_its_whole_storage():
     whole = torch.zeros(1000)
-    assert PeakMemory([whole[:10]]).base == 4000
+    assert PeakMemory({"batch": [whole[:10]]}).base == 4000
 
 
 def test_symbolic_zeros_of_forward_differentiation_count_nothing():
     x, w, v = torch.rand(5, 20), torch.rand(20, 30), torch.rand(5, 20)
-    with PeakMemory([x, w, v]) as meter:
+    with PeakMemory({"batch": [x, w, v]}) as meter:
         zero = torch._efficientzerotensor((1000,))
         zero + torch.zeros(())
         assert meter.live - meter.base <= F32 * 1000  # the sum is real, the zeros are not
     del zero
-    with PeakMemory([x, w, v]) as meter:
+    with PeakMemory({"batch": [x, w, v]}) as meter:
         out, tangent = torch.func.jvp(lambda x: (x @ w).sin(), (x,), (v,))
     # z, its tangent, sin z, cos z and their product: never more than five of (5, 30), and no zeros of w's size
     assert out.shape == tangent.shape and meter.peak <= meter.base + 5 * F32 * 5 * 30

@@ -1,4 +1,4 @@
-"""Local training: the same place gives the same bits, costs are measured once, failures say where."""
+"""Local training: the same place gives the same bits, budgets are kept, audits find liars, failures say where."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ import torch
 from cases import CLASSES, RULES, SHAPE, equal, network
 from fedforward.algorithms import (
     DFA,
+    LADDER,
     Backprop,
     Baffle,
     Batch,
@@ -24,7 +25,9 @@ from fedforward.algorithms import (
 )
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.seeds import Place
-from fedforward.client import trainer as module
+from fedforward.client import fitting
+from fedforward.client.audit import AuditFailed
+from fedforward.client.fitting import OverBudget
 from fedforward.client.trainer import Assignment, Trainer, TrainingFailed
 
 
@@ -101,27 +104,13 @@ def test_a_round_is_its_steps_one_after_the_other():
     assert fit(rule, Data(3), batch_size=100).batch == 3
 
 
-def test_each_batch_size_is_metered_once(monkeypatch):
-    metered = []
-
-    class Counting(module.PeakMemory):
-        def __exit__(self, *error):
-            metered.append((self.peak, self.base, self.flops))
-            return super().__exit__(*error)
-
-    monkeypatch.setattr(module, "PeakMemory", Counting)
+def test_a_round_costs_what_its_batches_are_planned_to_cost():
     trainer = Trainer(Backprop(), network("mlp"), 0)
     report = fit(Backprop(), trainer=trainer)
-    assert len(metered) == 2  # batches of 4 and of 2
-    (peak, base, flops), (_, _, fewer) = metered
-    assert (report.peak_bytes, report.base_bytes) == (peak, base)
-    assert flops == 2 * fewer  # flops grow with the batch
-    assert report.flops == 4 * flops + 2 * fewer == 2 * 10 * flops // 4
-    for client in range(3):
-        assert fit(Backprop(), trainer=trainer, client=client).peak_bytes == peak
-    assert len(metered) == 2
-    fit(Backprop(), trainer=trainer, batch_size=5)
-    assert len(metered) == 3
+    full, rest = (trainer.planner.step(Backprop(), size) for size in (4, 2))
+    assert full.flops == 2 * rest.flops > 0  # flops grow with the batch
+    assert report.fit.peak == full.peak > rest.peak
+    assert report.flops == 4 * full.flops + 2 * rest.flops
 
 
 def test_accuracy_is_measured_before_and_after_or_not_at_all():
@@ -215,20 +204,113 @@ def test_the_anchor_is_memory_too():
     trainer = Trainer(Backprop(), network("mlp"), 0)
     size = sum(p.nbytes for p in trainer.initial_params().values())
     free, pulled = fit(Backprop(), trainer=trainer), fit(Backprop(), trainer=trainer, proximal_mu=0.1)
-    assert pulled.base_bytes == free.base_bytes + size and pulled.peak_bytes == free.peak_bytes + size
+    assert pulled.fit.peak == free.fit.peak + size
+    assert pulled.fit.plan.parts["state"] == free.fit.plan.parts["state"] + size
 
 
 def test_optimizer_memory_starts_anew_and_constants_are_shared():
     trainer = Trainer(DFA(momentum=0.9), network("mlp"), 0)
-    a, b = trainer.state(trainer.initial_params()), trainer.state(trainer.initial_params())
+    a, b = (trainer.state(trainer.rule, trainer.initial_params()) for _ in range(2))
     assert a.fixed is b.fixed
     assert all(not slot.any() and slot.data_ptr() != b.slots[key].data_ptr() for key, slot in a.slots.items())
     before = {key: f.clone() for key, f in a.fixed.items()}
     fit(DFA(momentum=0.9), trainer=trainer)
-    assert equal(trainer.state({}).fixed, before)
-    assert not any(slot.any() for slot in trainer.state({}).slots.values())
+    assert equal(trainer.state(trainer.rule, {}).fixed, before)
+    assert not any(slot.any() for slot in trainer.state(trainer.rule, {}).slots.values())
 
 
 def test_a_rule_that_cannot_train_the_network_is_refused_at_once():
     with pytest.raises(RuleError, match="needs two hidden blocks"):
         Trainer(ForwardForward(), Network(lambda: mlp(SHAPE, CLASSES, hidden=(8,)), SHAPE, CLASSES), 0)
+
+
+# ---- budgets and audits ---------------------------------------------------------------------------------------------
+
+
+def audited(rule, **options):
+    return Trainer(rule, network("mlp"), 0, audit=1.0, **options)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("changes", [{}, {"proximal_mu": 0.1}, {"batch_size": 3}, {"evaluate": False}])
+def test_an_audit_finds_what_was_planned_and_changes_no_bit(rule, changes):
+    rule = RULES[rule]
+    plain, watched = (fit(rule, trainer=Trainer(rule, network("mlp"), 0, audit=p), **changes) for p in (0.0, 1.0))
+    assert equal(plain.params, watched.params) and plain.fit == watched.fit
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.unsplittable])
+def test_a_batch_in_parts_is_audited_too_and_learns_the_same(rule):
+    rule = RULES[rule]
+    whole, parts = fit(rule), fit(rule, trainer=audited(rule, micro_batch=3))
+    assert parts.fit.micro_batch == 3
+    # A difference of float32 losses over σ is good to about 1e-4, and its direction is as long as the parameters.
+    tolerance = 2e-2 if isinstance(rule, ScalarRule) else 2e-4
+    for key, p in whole.params.items():
+        torch.testing.assert_close(parts.params[key], p, rtol=0, atol=tolerance)
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-4) and parts.flops == whole.flops
+
+
+def test_a_budget_is_kept_or_refused_before_anything_runs():
+    net = network("mlp")
+    peak = Trainer(Backprop(), net, 0).planner.step(Backprop(), 4).peak
+    params = Trainer(Backprop(), net, 0).initial_params()
+    before = {key: p.clone() for key, p in params.items()}
+    least = Trainer(Backprop(), net, 0).planner.step(Backprop(), 4).peak - 1
+    with pytest.raises(OverBudget, match=r"needs [\d,]+ B, has [\d,]+ B"):
+        audited(Backprop()).fit(params, Data(10), TEST, 0, ASSIGNED, budget=least // 2)
+    assert equal(params, before)
+    report = audited(Backprop()).fit(params, Data(10), TEST, 0, ASSIGNED, budget=peak)
+    assert report.fit.peak == peak
+
+
+def test_another_rule_of_the_ladder_learns_at_its_own_rate_as_far_as_the_schedule_has_come():
+    own, net = Backprop(lr=0.2), network("lenet")
+    other = DFA(lr=0.05, momentum=0.0)
+    trainer = Trainer(own, net, 0, ladder=[other], audit=1.0)
+    peaks = [min(trainer.planner.step(rule, 4, micro).peak for micro in (0, 1)) for rule in (own, other)]
+    assert peaks[0] != peaks[1]
+    trainer.planner.step(own, 4)
+    alone = Trainer(other, net, 0)
+    todo = replace(ASSIGNED, lr=0.1)  # half of the experiment's
+    half = alone.fit(alone.initial_params(), Data(10), TEST, 0, replace(ASSIGNED, lr=0.025))
+    chosen = replace(fit_of(trainer, other), rank=LADDER.index("dfa") + 1)
+    trainer.fit_to = lambda *_: chosen
+    report = trainer.fit(trainer.initial_params(), Data(10), TEST, 0, todo)
+    assert equal(report.params, half.params)
+
+
+def fit_of(trainer, rule):
+    return fitting.fit(trainer.planner, rule, 4)
+
+
+class Liar(Drift):
+    """Takes more memory for data that it has seen than for data that it has not."""
+
+    def step(self, net, state, batch, lr):
+        batch.x.new_zeros(1 + 1000 * int(batch.x.sum() > 0)).add_(1)
+        return super().step(net, state, batch, lr)
+
+
+def test_a_rule_that_takes_more_than_it_planned_is_caught_if_it_is_audited():
+    assert fit(Liar(), trainer=Trainer(Liar(), network("mlp"), 0)).steps == 6
+    with pytest.raises(AuditFailed, match=r"^planned [\d,]+ B \(at .*\) and used [\d,]+ B \(at aten\.\w+"):
+        fit(Liar(), trainer=audited(Liar()))
+
+
+def test_a_rule_that_exceeds_the_budget_is_stopped_there():
+    trainer = audited(Liar())
+    planned = trainer.fit_to(10, ASSIGNED, None).peak
+    with pytest.raises(
+        AuditFailed, match=rf"planned {planned:,} B and used [\d,]+ B .* over its budget of {planned + 10:,} B"
+    ):
+        trainer.fit(trainer.initial_params(), Data(10), TEST, 0, ASSIGNED, budget=planned + 10)
+
+
+def test_audits_are_a_sample_that_the_seed_and_the_place_decide():
+    trainer = Trainer(Backprop(), network("mlp"), 5, audit=0.2)
+    drawn = [(t, c) for t in range(50) for c in range(40) if trainer.audited(t, c)]
+    assert 330 < len(drawn) < 470
+    again = Trainer(Backprop(), network("mlp"), 5, audit=0.2)
+    assert drawn == [(t, c) for t in range(50) for c in range(40) if again.audited(t, c)]
+    assert not Trainer(Backprop(), network("mlp"), 5).audited(1, 1)

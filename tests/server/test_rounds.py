@@ -3,9 +3,11 @@
 import math
 
 import pytest
+from fedforward.client.fitting import OverBudget
 from fedforward.client.trainer import Trainer, TrainingFailed
+from fedforward.server.job import SCHEDULES, Plan
 from fedforward.server.records import Records, read_run
-from fedforward.server.rounds import SCHEDULES, AllClientsFailed, Plan, RunFailed
+from fedforward.server.rounds import AllClientsFailed, RunFailed
 from flwr.serverapp.strategy import FedAvg
 from small_runs import rows, simulate, small_world
 
@@ -84,10 +86,10 @@ def fail(monkeypatch, failing):
     """Let some clients fail: `failing(client, round)` returns what they raise, or None."""
     fit = Trainer.fit
 
-    def failing_fit(self, params, train, test, client, todo):
+    def failing_fit(self, params, train, test, client, todo, budget=None):
         if error := failing(client, todo.round):
             raise error
-        return fit(self, params, train, test, client, todo)
+        return fit(self, params, train, test, client, todo, budget)
 
     monkeypatch.setattr(Trainer, "fit", failing_fit)
 
@@ -123,6 +125,19 @@ def test_all_clients_failing_stops_the_run_and_it_can_go_on(tmp_path, monkeypatc
     monkeypatch.undo()
     simulate(small_world(strategy=strategy), tmp_path / "run")
     assert rows(tmp_path / "run") == rows(tmp_path / "undisturbed")
+
+
+def test_the_reason_of_a_failed_round_is_that_of_a_client_that_was_admitted(tmp_path, monkeypatch):
+    fail(monkeypatch, lambda client, t: OverBudget("needs 9 B, has 8 B") if client == 0 else TrainingFailed("no"))
+    with pytest.raises(AllClientsFailed, match=r"^every client of round 1 failed: no$"):
+        simulate(small_world(), tmp_path)
+    assert read_run(tmp_path).clients["status"].tolist() == ["over budget"] + ["failed"] * 4
+
+
+def test_when_every_client_there_is_is_over_budget_the_run_stops(tmp_path, monkeypatch):
+    fail(monkeypatch, lambda client, t: OverBudget("needs 9 B, has 8 B"))
+    with pytest.raises(AllClientsFailed, match="every client of round 1 failed: over budget: needs 9 B, has 8 B"):
+        simulate(small_world(), tmp_path)
 
 
 class Broken(FedAvg):

@@ -54,6 +54,7 @@ def test_json_is_one_object_and_nothing_else(cli, no_report):
         "seconds", "model_sha256", "path",
     }  # fmt: skip
     assert keys <= set(result) and all(result[key] is not None for key in keys)
+    assert result["status"] == "finished" and "error" not in result
     assert (result["rounds"], result["client_rounds"], result["path"]) == (2, 10, "runs/it")
     assert result["client_accuracy"] is None and "NaN" not in out
     run = read_run(Path("runs/it"))
@@ -243,8 +244,11 @@ def test_one_client_that_diverges_is_left_out(cli, no_report, faults, tmp_path):
 
 def test_all_clients_diverging_stops_the_run(cli, faults, tmp_path):
     code, out, err = cli(*faults, "--set", "data.bad=5", "--json")
-    assert (code, out) == (2, "") and "Traceback" not in err
+    assert code == 2 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("error: every client of round 1 failed: loss is not finite at step 1 (lr ")
+    result = json.loads(out)
+    assert (result["status"], result["error"]) == ("failed", err.splitlines()[-1].removeprefix("error: "))
+    assert (result["rounds"], result["client_rounds"], result["failed"]) == (0, 0, 5) and result["path"] == "runs/it"
     run = read_run(tmp_path / "runs" / "it")
     assert run.info["status"] == "failed" and run.rounds["round"].tolist() == [0]
     assert run.clients["reason"].str.contains("not finite").tolist() == [True] * 5

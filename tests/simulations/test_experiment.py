@@ -43,7 +43,8 @@ def test_run_config_round_trip(experiment):
 def test_every_field_is_written_but_the_rules_own():
     assert set(tomllib.loads(Experiment(lr=1.0, set={"rule": {"a": 1}}).to_toml())) == {
         "name", "rule", "data", "model", "partition", "clients", "clients-per-round", "rounds", "epochs", "batch-size",
-        "lr", "lr-schedule", "strategy", "holdout", "evaluate-every", "seed", "engine", "timeout", "threads",
+        "lr", "lr-schedule", "strategy", "fleet", "adapt", "micro-batch", "audit", "holdout",
+        "evaluate-every", "seed", "engine", "timeout", "threads",
         "set",
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ from html import escape
 
 import pytest
 from fedforward.server.records import Records, read_run
-from fedforward.simulations.report import summarise, write_report
+from fedforward.simulations.report import format_percent, summarise, write_report
 from made_runs import TOML, make_run
 
 
@@ -33,7 +33,7 @@ def test_page_holds_the_numbers_and_stands_alone(tmp_path):
 def test_pictures_are_embedded_and_lie_beside_the_page(tmp_path):
     make_run(tmp_path / "a")
     embedded = images(write_report([tmp_path / "a"]).read_text())
-    assert len(embedded) == 4
+    assert len(embedded) == 5
     assert sorted(embedded) == sorted(path.read_bytes() for path in (tmp_path / "a").glob("*.png"))
 
 
@@ -46,7 +46,7 @@ def test_overlay_shows_both_runs(tmp_path):
     assert "<h1>a vs b</h1>" in html
     assert "a/experiment.toml" in html and "b/experiment.toml" in html
     assert "12 / 0" in html and "1 / 0" in html
-    assert len(images(html)) == 4
+    assert len(images(html)) == 5
     assert write_report([tmp_path / "a"], tmp_path / "else") == tmp_path / "else" / "report.html"
 
 
@@ -76,7 +76,41 @@ def test_failures_are_listed_with_their_reasons(tmp_path):
     make_run(tmp_path / "a", failing={(1, 0), (2, 0), (3, 0), (2, 3)})
     html = write_report([tmp_path / "a"]).read_text()
     assert "Failed client-rounds (4)" in html
-    assert html.count("needs &lt;3 MiB&gt;") == 4
+    assert html.count("needs &lt;3 MiB&gt;") == 1  # equal reasons are one row
+    assert ">4</td><td>0, 3</td><td>1, 2, 3</td><td>needs &lt;3 MiB&gt;</td>" in html
+
+
+def section(html, title):
+    return html.partition(f"<h2>{title}")[2].partition("</section>")[0]
+
+
+def test_a_fleet_is_told_by_device_and_refusals_are_no_failures(tmp_path):
+    make_run(tmp_path / "a", clients=8, fleet=True)
+    html = write_report([tmp_path / "a"]).read_text()
+    told = [re.findall("<td[^>]*>(.*?)</td>", row) for row in section(html, "Devices").split("<tr>")[2:]]
+    share = format_percent(0.95)
+    assert told == [
+        ["&lt;small&gt;", "976.6 KiB", "2", "927.7 KiB", share, "3", "1 min 5 s", "55.0 %", "adapted: parts of 4"],
+        ["&lt;small&gt;", "976.6 KiB", "2", "–", "–", "0", "–", "–", "refused: needs 9 B, has 8 B"],
+        ["large", "1.0 GiB", "4", "3.3 MiB", "0.3 %", "0", "3.5 s", "53.0 %", "admitted as asked"],
+    ]
+    assert "Failed client-rounds" not in html and html.count("needs 9 B, has 8 B") == 1
+    assert html.count("over budget</td>") == 2  # clients, the last round of each
+    for words in ("Simulated time", "3 min 21 s", "Refused", "Adapted", "Audited", "3 / 0", "Budget"):
+        assert words in html, words
+    assert len(images(html)) == 6
+
+
+def test_without_devices_nothing_is_said_of_them(tmp_path):
+    make_run(tmp_path / "a")
+    html = write_report([tmp_path / "a"]).read_text()
+    for words in ("Devices", "Simulated", "Refused", "Budget", "against the budget"):
+        assert words not in html, words
+    make_run(tmp_path / "b", clients=8, fleet=True)
+    html = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "both").read_text()
+    assert html.count("<h2>Devices of ") == 1 and len(images(html)) == 6
+    write_report([tmp_path / "a"], tmp_path / "both")
+    assert not (tmp_path / "both" / "devices.png").exists()
 
 
 def test_picture_without_data_says_so(tmp_path):
@@ -85,7 +119,7 @@ def test_picture_without_data_says_so(tmp_path):
     make_run(tmp_path / "b", rounds=0, status="running", toml="")
     html = write_report([tmp_path / "b"], tmp_path / "out").read_text()
     assert len(images(html)) == 1  # the initial model's accuracy
-    assert html.count("No data yet") == 3
+    assert html.count("No data yet") == 4
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["accuracy.png"]  # none is left of run a
 
 

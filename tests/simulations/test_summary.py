@@ -28,6 +28,17 @@ def test_summary_equals_the_inserted_rows(tmp_path):
     assert all(value is None or type(value) in (int, float, str) for value in summary.values())
 
 
+def test_every_client_round_is_ok_over_budget_or_failed(tmp_path):
+    make_run(tmp_path / "a", clients=8, fleet=True, failing={(1, 0), (2, 6)})
+    summary = summarise(read_run(tmp_path / "a"))
+    assert (summary["client_rounds"], summary["over_budget"], summary["failed"]) == (16, 6, 2)
+    assert (summary["adapted"], summary["audited"], summary["audit_mismatches"]) == (6, 3, 0)
+    assert summary["simulated_seconds"] == pytest.approx(3 * 67.0)  # client 7 is the slowest of every round
+    make_run(tmp_path / "b")
+    summary = summarise(read_run(tmp_path / "b"))
+    assert (summary["over_budget"], summary["adapted"], summary["simulated_seconds"]) == (0, 0, None)
+
+
 def test_last_federated_evaluation_is_preferred(tmp_path):
     records = Records(tmp_path / "a")
     records.start("a", "", "0.1.0", {})

@@ -3,7 +3,9 @@
 import io
 
 import pytest
+from fedforward.client.budget import PROFILES
 from fedforward.simulations.experiment import Experiment
+from fedforward.simulations.population import Admission
 from fedforward.simulations.terminal import Watcher, final_table, headline, say
 from rich.console import Console
 
@@ -71,6 +73,21 @@ def test_many_failures_are_counted():
     assert text.count("failed:") == 5 and "and 295 more: see the report" in text
 
 
+def test_a_fleet_is_described_once_and_its_refused_are_counted():
+    refused = {"client": 0, "status": "over budget", "device": "mcu-256k", "reason": "needs 9 B, has 8 B"}
+    admissions = [Admission(n, PROFILES["mcu-256k"], None, "over budget: needs 9 B, has 8 B") for n in range(10)]
+    file = io.StringIO()
+    experiment = LONG.replace(fleet="mcu-256k:0.5,phone:0.5", adapt="rule")
+    with Watcher(Console(file=file, width=80), experiment, 0, admissions) as watcher:
+        for _ in range(3):
+            watcher.round_done(ROW | {"over_budget": 10, "failed": 1}, [OK, FAILED, *[refused] * 10])
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "  mcu-256k (256.0 KiB for tensors), 10 clients: 10 over budget: needs 9 B, has 8 B"
+    assert file.getvalue().count("needs 9 B") == 1 and file.getvalue().count("client 7 failed:") == 3
+    assert lines[1].split()[-3:] == ["refused", "failed", "time"] and lines[2].split()[-4:-2] == ["10", "1"]
+    assert len(lines[1]) == len(lines[2]) == 80
+
+
 def test_headline_is_short():
     assert headline(Experiment()) == "mono-forward on digits (iid), 20 clients, 30 rounds, seed 0"
     assert len(headline(LONG)) <= 100 and "100 of 1000 clients" in headline(LONG)
@@ -93,6 +110,11 @@ def test_final_table_of_a_run_in_which_nothing_was_measured():
         "evaluation_bytes_total": 0,
         "client_rounds": 0,
         "failed": 3,
+        "adapted": 0,
+        "over_budget": 0,
+        "audited": 0,
+        "audit_mismatches": 0,
+        "simulated_seconds": None,
     }
     file = io.StringIO()
     table = final_table(Experiment(data="/tmp/[/odd]"), summary | {"seconds": 75.0, "name": "[x]"})
@@ -100,3 +122,9 @@ def test_final_table_of_a_run_in_which_nothing_was_measured():
     text = file.getvalue()
     assert "[x]: mono-forward on /tmp/[/odd]" in text and "0 (3)" in text and "1 min 15 s" in text
     assert max(map(len, text.splitlines())) <= 80
+    assert "refused" not in text and "simulated" not in text and "audited" not in text
+    fleet = {"adapted": 7, "over_budget": 8, "audited": 9, "audit_mismatches": 1, "simulated_seconds": 61.0}
+    file = io.StringIO()
+    Console(file=file, width=80).print(final_table(Experiment(), summary | fleet | {"seconds": 75.0, "name": "x"}))
+    for words in ("rounds adapted to their device", " 7 │", " 8 │", "9 (1) │", "1 min 1 s │"):
+        assert words in file.getvalue(), words

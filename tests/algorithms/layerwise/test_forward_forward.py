@@ -18,7 +18,7 @@ from cases import (
 )
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import ForwardForward, Network, RuleError
-from fedforward.algorithms.layerwise.forward_forward import embed, normalise
+from fedforward.algorithms.layerwise.forward_forward import embed, normalise_
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.seeds import Place
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -151,10 +151,15 @@ def test_wrong_labels_are_never_right_and_uniform_over_the_others():
 
 def test_a_label_replaces_the_first_inputs_and_length_is_normalised():
     b = batch(RULE)
-    assert torch.equal(embed(b.x, b.y, CLASSES), labelled(b.x, b.y))
-    torch.testing.assert_close(normalise(b.x), unit(b.x), rtol=0, atol=1e-15)
-    torch.testing.assert_close(normalise(1000 * b.x), normalise(b.x), rtol=0, atol=1e-7)
-    assert not normalise(torch.zeros(2, 5)).any()  # a silent layer stays silent and finite
+    other = (b.y + 1) % CLASSES
+    assert torch.equal(embed(b.x, (b.y,), CLASSES), labelled(b.x, b.y))
+    both = embed(b.x, (b.y, other), CLASSES)
+    assert torch.equal(both, torch.cat([labelled(b.x, b.y), labelled(b.x, other)]))
+    torch.testing.assert_close(normalise_(b.x.clone()), unit(b.x), rtol=0, atol=1e-15)
+    torch.testing.assert_close(normalise_(1000 * b.x), normalise_(b.x.clone()), rtol=0, atol=1e-7)
+    maps = torch.rand(3, 4, 5, 6).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(normalise_(maps.clone()), unit(maps))
+    assert not normalise_(torch.zeros(2, 5)).any()  # a silent layer stays silent and finite
 
 
 def neutral_activity(net, params, x):

@@ -1,0 +1,195 @@
+"""What a training step will need, without data, without weights, in milliseconds.
+
+The step runs on PyTorch's fake tensors, which have shapes and no memory, under the same meter that watches real steps.
+Live bytes are a function of shapes alone, so the planned peak is the real one, to the byte: `Trainer` audits that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from .. import protocol
+from ..algorithms.directions import Directions, Part
+from ..algorithms.network import Network
+from ..algorithms.rule import Batch, Rule, ScalarRule, State, Tensors
+from ..algorithms.seeds import Place
+from .memory import PeakMemory
+from .step import accumulators, load_parts, residents, score, take_step
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What one step needs.
+
+    Attributes:
+        peak: bytes at the most demanding operation.
+        op: that operation.
+        parts: the bytes of the peak by what they belong to, see `memory.PARTS`.
+        flops: of the step; `forward_flops` are those of one forward pass over the same batch.
+        bytes_down, bytes_up: payload of the messages of a round of one step.
+        timeline: (operation, bytes alive after it), if asked for.
+    """
+
+    peak: int
+    op: str
+    parts: dict[str, int]
+    flops: int
+    forward_flops: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    timeline: tuple[tuple[str, int], ...] = ()
+
+
+class Planner:
+    """Plans steps and inference of one network; every plan is made once.
+
+    Args:
+        net: the network.
+        granule: bytes that every storage is rounded up to a multiple of (512 on CUDA).
+    """
+
+    def __init__(self, net: Network, granule: int = 1) -> None:
+        self.net, self.granule = net, granule
+        # Rules and models of users may mix real constants into a step.
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._states: dict[str, State] = {}
+        self._plans: dict[tuple, MemoryPlan] = {}
+
+    def step(
+        self, rule: Rule, batch: int, micro_batch: int = 0, *, anchored: bool = False, timeline: bool = False
+    ) -> MemoryPlan:
+        """Return the plan of a training step.
+
+        Args:
+            rule: the learning rule.
+            batch: samples in the batch.
+            micro_batch: samples in a part of it; 0 takes the batch whole.
+            anchored: a second copy of the parameters is kept, as FedProx does.
+            timeline: keep the bytes alive after every operation.
+        """
+        key = (repr(rule), batch, micro_batch, anchored, timeline)
+        if key not in self._plans:
+            self._plans[key] = self._step(rule, batch, micro_batch, anchored, timeline)
+        return self._plans[key]
+
+    def inference(self, rule: Rule, batch: int) -> MemoryPlan:
+        """Return the plan of evaluating the rule's model on `batch` samples."""
+        key = (repr(rule), "inference", batch)
+        if key not in self._plans:
+
+            def work(state: State) -> PeakMemory:
+                meter = PeakMemory(residents(state._replace(slots={}), {}), granule=self.granule)
+                score(rule, self.net, state, *self._load(range(batch)), meter)
+                return meter
+
+            self._plans[key] = _plan_of(self._dry(rule, work))
+        return self._plans[key]
+
+    def forward(self, batch: int) -> MemoryPlan:
+        """Return the plan of one pass of the plain network: what inference costs a device that does not train.
+
+        The batch is that of a training step, labels and weights included, so that the two compare.
+        """
+        key = ("forward", batch)
+        if key not in self._plans:
+            with self._fake, torch.no_grad():
+                params = self.net.init(0)
+                meter = PeakMemory({"parameters": params.values()}, granule=self.granule)
+                x, *others = *self._load(range(batch)), torch.ones(batch)
+                meter.hold("batch", (x, *others))
+                with meter:
+                    self.net.forward(params, x)
+            self._plans[key] = _plan_of(meter)
+        return self._plans[key]
+
+    def params(self, rule: Rule) -> Tensors:
+        """Return the parameters that a rule trains, without values."""
+        with self._fake:
+            return self._state(rule).params
+
+    def _step(self, rule: Rule, batch: int, micro_batch: int, anchored: bool, timeline: bool) -> MemoryPlan:
+        def work(state: State) -> PeakMemory:
+            anchor = {key: torch.empty_like(p) for key, p in state.params.items()} if anchored else {}
+            if micro_batch:
+                state = state._replace(gradients=accumulators(rule, state.params))
+            meter = PeakMemory(residents(state, anchor), granule=self.granule, timeline=timeline)
+            draws = rule.draw(Place(0, 0, 0, 0), batch, self.net.classes)
+            if isinstance(draws, Directions):
+                draws = _DryDirections(**vars(draws), meter=meter)
+            take_step(rule, self.net, state, self._parts(batch, draws, micro_batch, meter), rule.lr, meter)
+            return meter
+
+        params = self.params(rule)
+        scalars = rule.directions if isinstance(rule, ScalarRule) else 0
+        up = protocol.scalar_uplink_bytes(scalars) if scalars else protocol.model_uplink_bytes(params)
+        return replace(
+            _plan_of(self._dry(rule, work)),
+            forward_flops=self.forward(batch).flops,
+            bytes_down=protocol.model_downlink_bytes(params),
+            bytes_up=up,
+        )
+
+    def _dry(self, rule: Rule, work: Callable[[State], PeakMemory]) -> PeakMemory:
+        """Return the meter of some work on a replica without memory.
+
+        A rule that asks for values, which fake tensors have not, gets a real replica and zeros for data: its plan takes
+        memory here, and holds as long as its memory does not depend on the values.
+        """
+        try:
+            with self._fake:
+                return work(self._state(rule))
+        except DataDependentOutputException:
+            return work(rule.init(self.net, 0))
+
+    def _parts(self, batch: int, draws: Any, micro_batch: int, meter: PeakMemory) -> Iterator[Batch]:
+        """Yield a batch in parts, but of equal ones the first two alone: the others cost what the second does."""
+        alike = max(batch // micro_batch - 2, 0) if micro_batch else 0
+        flops = [0]
+        for part in load_parts(self._load, range(batch - alike * micro_batch), draws, micro_batch):
+            yield part
+            del part
+            flops.append(meter.flops)
+        if alike:
+            meter.flops += alike * (flops[2] - flops[1])
+
+    def _state(self, rule: Rule) -> State:
+        """Return a replica without memory. What a step writes into it is forgotten: it has no values."""
+        if repr(rule) not in self._states:
+            self._states[repr(rule)] = rule.init(self.net, 0)
+        return self._states[repr(rule)]
+
+    def _load(self, rows: range) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(len(rows), *self.net.shape), torch.zeros(len(rows), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class _DryDirections(Directions):
+    """Directions of which a step sees the first two, and of these the slices that need most memory."""
+
+    meter: PeakMemory
+
+    def each(self, count: int) -> Iterator[int]:
+        """Yield 0 and 1; the other directions cost what the second does."""
+        flops = []
+        for k in range(min(count, 2)):
+            flops.append(self.meter.flops)
+            yield k
+        if count > 2:
+            self.meter.flops += (count - 2) * (self.meter.flops - flops[1])
+
+    def visited(self, groups: list[list[Part]]) -> list[list[Part]]:
+        """Return the groups with most signs, and with most signs and products of signs together."""
+        signs = [sum(part.signs for part in group) for group in groups]
+        products = [max(part.size for part in group) for group in groups]
+        places = range(len(groups))
+        chosen = {max(places, key=lambda i: signs[i]), max(places, key=lambda i: signs[i] + products[i])}
+        return [groups[i] for i in sorted(chosen)]
+
+
+def _plan_of(meter: PeakMemory) -> MemoryPlan:
+    return MemoryPlan(meter.peak, meter.op, meter.parts, meter.flops, timeline=tuple(meter.timeline or ()))

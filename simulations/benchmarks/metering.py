@@ -1,0 +1,100 @@
+"""What knowing the memory costs: client rounds with plans beside client rounds without, and audited ones.
+
+Workload: one client's round of 60 steps on batches of 20 random 28×28 images, MLP 784-200-10 and LeNet. "Bare" is the
+same training with planning, budget and audit taken out; "planned" is what an unaudited run does; "audited" watches
+every operation. All three run alternately in this process, on one thread, and their medians are compared. The first
+plan of a step is paid once a run, and told apart.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import typer
+
+from ...algorithms import MODELS, RULES, Network
+from ...client import Trainer
+from ...client.trainer import Assignment
+from ..datasets import Samples
+
+SHAPE, CLASSES, SAMPLES, BATCH, BUDGET = (1, 28, 28), 10, 1200, 20, 2**40
+TODO = Assignment(round=1, lr=0.01, epochs=1, batch_size=BATCH, evaluate=False)
+
+
+class Bare(Trainer):
+    """A trainer that neither plans nor asks whether it is audited."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self._fit = super().fit_to(SAMPLES, TODO, None)
+
+    def fit_to(self, samples, todo, budget):
+        """Return what was known before."""
+        return self._fit
+
+    def audited(self, server_round, client):
+        """Return False."""
+        return False
+
+    def _flops(self, chosen, samples, todo):
+        return 0
+
+
+def measure(rule: str, model: str, repeats: int) -> dict[str, float | str]:
+    """Return medians: ratios to the bare rounds, and the milliseconds of a first plan."""
+    options = {"hidden": [200]} if model == "mlp" else {}
+    net = Network(lambda: MODELS[model](SHAPE, CLASSES, **options), SHAPE, CLASSES)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(SAMPLES, *SHAPE, generator=g), torch.randint(CLASSES, (SAMPLES,), generator=g)
+    train = Samples(x, y, torch.arange(SAMPLES), 1.0)
+    test = train.subset(torch.arange(0))
+    bare, planned, audited = (kind(RULES[rule](), net, 0) for kind in (Bare, Trainer, Trainer))
+    audited.audit = 1.0
+    trainers = {"bare": bare, "planned": planned, "audited": audited}
+    first = _seconds(lambda: planned.fit_to(SAMPLES, TODO, BUDGET))
+    rounds = [
+        {
+            name: _seconds(lambda t=trainer: t.fit(t.initial_params(), train, test, 0, TODO, BUDGET))
+            for name, trainer in trainers.items()
+        }
+        for _ in range(repeats + 1)
+    ][1:]
+    ratio = lambda name: statistics.median(each[name] / each["bare"] for each in rounds)  # noqa: E731
+    return {
+        "rule": rule, "model": model, "planned": ratio("planned"), "audited": ratio("audited"),
+        "first_plan_ms": 1000 * first, "bare_ms": 1000 * statistics.median(each["bare"] for each in rounds),
+    }  # fmt: skip
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main(
+    repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 15,
+    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "backprop,mono-forward",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Print what planned and audited rounds take beside bare ones."""
+    torch.set_num_threads(1)
+    for rule in rules.split(","):
+        for model in ("mlp", "lenet"):
+            result = measure(rule, model, repeats)
+            if as_json:
+                print(json.dumps(result))
+            else:
+                print(
+                    f"{rule} {model}: planned {result['planned']:.3f} × bare, audited {result['audited']:.2f} × bare;"
+                    f" the first plan {result['first_plan_ms']:.0f} ms, a bare round {result['bare_ms']:.0f} ms"
+                )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""The same federated experiment for several rules: accuracy beside memory, bytes and compute."""

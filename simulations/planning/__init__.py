@@ -1,0 +1,1 @@
+"""What a training step would need, for every rule, before anything runs."""
