@@ -33,7 +33,7 @@ from .. import __version__
 from ..algorithms import RULES
 from ..server.records import NotARun, RunInUse, read_run
 from ..server.rounds import RunFailed
-from . import world as worlds
+from . import parts
 from .comparison.comparing import Request
 from .comparison.comparing import compare as compare_rules
 from .comparison.settings import chosen_rules as rules_named
@@ -48,7 +48,7 @@ from .run import RUNS, execute, reopen, start
 from .summary import summarise
 from .terminal import Watcher, final_table, headline, say
 
-MISTAKES = (*worlds.MISTAKES, RunFailed, RunInUse)
+MISTAKES = (*parts.MISTAKES, RunFailed, RunInUse)
 
 app = typer.Typer(
     help="Federated edge learning without backpropagation: true memory, bytes and accuracy of every client.",

@@ -4,6 +4,9 @@ import sys
 from typing import NamedTuple
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # as runs do; a second thread has nothing to do here but wait
 
 
 class Answer(NamedTuple):

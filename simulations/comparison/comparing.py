@@ -12,8 +12,8 @@ from rich.console import Console
 from ...server.records import DATABASE
 from ...server.rounds import RunFailed
 from ..experiment import Experiment, ExperimentError
+from ..parts import MISTAKES
 from ..terminal import say
-from ..world import MISTAKES
 from .cells import Cell, cells_of, finished, unfit
 from .page import write_files
 from .rows import Comparison, Measured, Outcome, measured, rows_of

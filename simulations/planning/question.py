@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ...algorithms import Rule
 from ..comparison.settings import chosen_rules
 from ..experiment import Experiment, ExperimentError, choose, parse_options
-from ..world import build_network, build_rule
+from ..parts import build_network, build_rule
 from .rooms import devices_in
 from .rows import Outlook, outlook
 from .shapes import find_shape

@@ -16,7 +16,7 @@ from typing import Any
 from ...algorithms import Backprop, Network, Rule, RuleError
 from ...client.budget import PROFILES, Device
 from ...client.plan import MemoryPlan, Planner
-from ..world import blamed_on
+from ..parts import blamed_on
 from .rooms import MOST, Room, fits_in_parts, rooms_of
 
 INFERENCE = "inference"

@@ -10,8 +10,8 @@ import torch
 from ..datasets import DataSet, Samples
 from ..experiment import Experiment, ExperimentError
 from ..naming import is_reference
+from ..parts import build_data
 from ..refusal import closest
-from ..world import build_data
 
 # By the names under which the data sets are known; what is named here is neither read nor downloaded.
 KNOWN = {

@@ -28,8 +28,8 @@ def trained(rule, net, whole, sizes, steps=2):
     return state, stats, answers
 
 
-@pytest.mark.parametrize("net", ["mlp", "lenet", "cnn-group"])
-@pytest.mark.parametrize("size", [1, 3, 6, 7, 9])
+@pytest.mark.parametrize("net", ["mlp", "cnn-group"])
+@pytest.mark.parametrize("size", [1, 3, 9])
 @pytest.mark.parametrize("rule", SPLITTABLE)
 def test_parts_add_up_to_the_batch(rule, size, net):
     rule, net = RULES[rule], network(net)

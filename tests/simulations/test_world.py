@@ -10,7 +10,8 @@ from fedforward.algorithms import DFA, MonoForward
 from fedforward.server.records import Records, read_run
 from fedforward.simulations.experiment import ExperimentError, from_run_config
 from fedforward.simulations.naming import named
-from fedforward.simulations.world import MISTAKES, build, load_client, resolved
+from fedforward.simulations.parts import MISTAKES
+from fedforward.simulations.world import build, load_client, resolved
 from flwr.app import Context, RecordDict
 from small_runs import FLAGS, rows, small, small_world
 
