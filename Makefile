@@ -20,7 +20,7 @@ demo: $(READY)  ## Train the default experiment: 20 clients, digits, mono-forwar
 	$(BIN)/fedforward run
 
 test: $(READY)  ## Run the fast tests (a few minutes on 2 cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)  ## Run the long tests (Flower's Ray runtime among them)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
