@@ -44,9 +44,15 @@ class Batch(NamedTuple):
     draws: Any = None  # what `Rule.draw` made for this step; of a tensor, one row a sample
     total: Tensor | None = None  # 0-dim, of a part of a batch: the sum of weights of the whole
 
-    def share(self) -> Tensor:
-        """Return each sample's share of the batch mean: weight / sum of weights, shape (B,)."""
-        total = self.weight.sum() if self.total is None else self.total
+    def share(self, weight: Tensor | None = None) -> Tensor:
+        """Return each sample's share of the batch mean: weight / sum of weights, shape (B,).
+
+        Args:
+            weight: the sum of this batch's weights, if it is known already.
+        """
+        total = self.total
+        if total is None:
+            total = self.weight.sum() if weight is None else weight
         return self.weight / total.clamp_min(1e-12)
 
 
@@ -173,13 +179,30 @@ class ScalarRule(Rule):
 def cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
     """Return the weighted mean cross-entropy of `logits` (B, C), and the stats of it."""
     losses = torch.nn.functional.cross_entropy(logits, batch.y, reduction="none")
-    return (losses * batch.share()).sum(), stats_of(losses, logits, batch)
+    stats = stats_of(losses.detach(), logits, batch)
+    return losses.dot(batch.share(stats.weight)), stats
+
+
+def cross_entropy_stats(logits: Tensor, batch: Batch) -> Stats:
+    """Return the stats of the cross-entropy of `logits` (B, C)."""
+    return stats_of(torch.nn.functional.cross_entropy(logits, batch.y, reduction="none"), logits, batch)
 
 
 def softmax_error(logits: Tensor, batch: Batch) -> Tensor:
     """Return the gradient of the weighted mean cross-entropy in the logits: (softmax − onehot) · share, (B, C)."""
-    target = onehot(batch.y, logits.shape[1], logits.dtype)
-    return (logits.softmax(1) - target) * batch.share()[:, None]
+    return _error_(logits.softmax(1), batch.y, batch.share())
+
+
+def softmax_error_and_stats(logits: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
+    """Return the gradient of the cross-entropy in the logits, and the stats of it, from one softmax."""
+    log_p = logits.log_softmax(1)
+    stats = stats_of(torch.nn.functional.nll_loss(log_p, batch.y, reduction="none"), logits, batch)
+    return _error_(log_p.exp_(), batch.y, batch.share(stats.weight)), stats
+
+
+def _error_(softmax: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    share = share[:, None]
+    return softmax.mul_(share).scatter_add_(1, y[:, None], -share)
 
 
 def onehot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -190,4 +213,4 @@ def onehot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 def stats_of(losses: Tensor, logits: Tensor, batch: Batch) -> Stats:
     """Return the stats of per-sample `losses` (B,) and class scores `logits` (B, C)."""
     correct = (logits.argmax(1) == batch.y).to(batch.weight.dtype)
-    return Stats((losses.detach() * batch.weight).sum(), (correct * batch.weight).sum(), batch.weight.sum())
+    return Stats(losses.dot(batch.weight), correct.dot(batch.weight), batch.weight.sum())

@@ -94,6 +94,7 @@ def packed(net: Network) -> Network:
             for path, module in list(block.named_modules(remove_duplicate=False)):
                 if type(module) in STEPS:
                     block.set_submodule(path, PackedActivation(module))
+        twin.prepare()
         _PACKED[net] = twin
     return _PACKED[net]
 

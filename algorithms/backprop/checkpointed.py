@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ..network import Network, Pull
 from ..optimizer import made
-from ..rule import Batch, State, Stats, cross_entropy, softmax_error
+from ..rule import Batch, State, Stats, softmax_error_and_stats
 from .blockwise import Tensors, pull_back
 from .sgd import Backprop
 
@@ -54,8 +54,9 @@ class CheckpointedBackprop(Backprop):
             else:
                 kept.append(x)
                 x = net.block(i, state.params, x)
-        stats, passing = cross_entropy(x, batch)[1], [softmax_error(x, batch)]
-        del x
+        error, stats = softmax_error_and_stats(x, batch)
+        passing = [error]
+        del x, error
 
         def pull_of(i: int) -> Pull:
             known = kept.pop()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..network import Network
-from ..rule import Batch, State, Stats, cross_entropy, softmax_error
+from ..rule import Batch, State, Stats, softmax_error_and_stats
 from .blockwise import pull_back
 from .sgd import Backprop
 
@@ -40,7 +40,8 @@ class FusedBackprop(Backprop):
         for i in range(len(net.blocks)):
             x, pull = net.block_vjp(i, state.params, x, wrt_input=i > 0)
             pulls.append(pull)
-        stats, passing = cross_entropy(x, batch)[1], [softmax_error(x, batch)]
-        del x, pull
+        error, stats = softmax_error_and_stats(x, batch)
+        passing = [error]
+        del x, pull, error
         pull_back(net, lambda i: pulls.pop(), passing, lambda grads: self.update(state, grads, lr))
         return stats

@@ -13,10 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
-from torch.func import vjp
 
+from ..graph import gradients
 from ..network import Network
 from ..rule import Batch, RuleError, State, Stats, cross_entropy
 from .sgd import Backprop
@@ -67,8 +66,7 @@ class SelectiveBackprop(Backprop):
         """Descend the gradient of the weighted mean cross-entropy in the trained blocks."""
         # The frozen blocks see nothing that is differentiated, so they leave no graph.
         objective = lambda params: cross_entropy(net.forward(state.fixed | params, batch.x), batch)  # noqa: E731
-        loss, pull, stats = vjp(objective, state.params, has_aux=True)
-        (grads,) = pull(torch.ones_like(loss), retain_graph=False, create_graph=False)
+        grads, stats = gradients(objective, state.params)
         self.update(state, grads, lr)
         return stats
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
-from torch.func import vjp
 
+from ..graph import gradients
 from ..network import Network
 from ..rule import Batch, GradientRule, State, Stats, cross_entropy
 
@@ -42,9 +41,7 @@ class Backprop(GradientRule):
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Descend the gradient of the weighted mean cross-entropy."""
         objective = lambda params: cross_entropy(net.forward(params, batch.x), batch)  # noqa: E731
-        # Not torch.func.grad: that keeps the backward pass for a second derivative, up to twice the memory.
-        loss, pull, stats = vjp(objective, state.params, has_aux=True)
-        (grads,) = pull(torch.ones_like(loss), retain_graph=False, create_graph=False)
+        grads, stats = gradients(objective, state.params)
         self.update(state, grads, lr)
         return stats
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, GradientRule, State, Stats, cross_entropy, softmax_error
+from ..rule import Batch, GradientRule, State, Stats, softmax_error_and_stats
 from ..seeds import Purpose, generator
 
 
@@ -63,15 +63,15 @@ class DFA(GradientRule):
         for i in net.hidden:
             x, pull = net.block_vjp(i, state.params, x)
             pulls.append((x.shape, pull))
-        scores, pull = net.block_vjp(net.output, state.params, x)
-        error = softmax_error(scores, batch)
+        x, pull = net.block_vjp(net.output, state.params, x)
+        error, stats = softmax_error_and_stats(x, batch)
         self.update(state, pull(error), lr)
         del x, pull
         for i in reversed(net.hidden):
             shape, pull = pulls.pop()
             self.update(state, pull((error @ state.fixed[f"{i}.feedback"]).view(shape)), lr)
             del pull
-        return cross_entropy(scores, batch)[1]
+        return stats
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
         """Return the network's output (B, classes)."""

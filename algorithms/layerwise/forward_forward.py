@@ -133,6 +133,7 @@ class ForwardForward(GradientRule):
             gradient = (2 * share * (logit.sigmoid() - target))[:, None] * flat
             if self.peer:
                 self._add_peer_term(gradient, flat, state.params[f"{i}.mean"], batch)
+            del flat  # of a map with its channels last it is a copy
             grads = pull(gradient.view_as(a))
             del pull, gradient
             self.update(state, grads, lr)
@@ -140,7 +141,7 @@ class ForwardForward(GradientRule):
             true, false = logit.chunk(2)
             loss = loss + (softplus(-true) + softplus(false)) / 2
             x = normalise_(a)
-            del a, flat
+            del a
         if self.inference == "one-pass":
             self._train_readout(net, state, batch, lr)
         correct = (true > false).to(batch.weight.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..network import Network
 from ..optimizer import Product
-from ..rule import Batch, GradientRule, RuleError, State, Stats, cross_entropy, softmax_error
+from ..rule import Batch, GradientRule, RuleError, State, Stats, cross_entropy_stats, softmax_error
 from ..seeds import Purpose, generator
 
 
@@ -83,7 +83,7 @@ class MonoForward(GradientRule):
             del grads
             scores = scores + logits if self.prediction == "sum" else logits
             x = a
-        return cross_entropy(scores, batch)[1]
+        return cross_entropy_stats(scores, batch)
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
         """Return the sum of the blocks' scores, or the last block's, (B, classes)."""

@@ -26,11 +26,11 @@ def test_reshaping_belongs_to_the_block_that_wants_the_shape():
     layers = (nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2))
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     assert grouped(*layers, *head) == [
-        ["conv2d", "groupnorm", "relu", "maxpool2d"],
+        ["conv2d", "groupnorm", "maxpool2d", "relu"],
         ["adaptiveavgpool2d", "flatten", "linear"],
     ]
     assert grouped(*layers, nn.Conv2d(4, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()) == [
-        ["conv2d", "groupnorm", "relu", "maxpool2d"],
+        ["conv2d", "groupnorm", "maxpool2d", "relu"],
         ["conv2d", "adaptiveavgpool2d", "flatten"],
     ]
 

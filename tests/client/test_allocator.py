@@ -57,7 +57,7 @@ def test_the_allocator_agrees_with_the_meter(rule, model, size):
     with torch.backends.mkldnn.flags(enabled=False):
         work()  # what the first step alone allocates is not the step's
         peak, left = allocated(work)
-    parts = Planner(net).step(rule, size).parts
+        parts = Planner(net).step(rule, size).parts  # inside too: channels come last for oneDNN alone
     unseen = peak - parts["activations"]
     assert left == 0
     rows = 2 * size if rule.name == "forward-forward" else size  # true and wrong labels

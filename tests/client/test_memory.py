@@ -51,10 +51,9 @@ def test_mono_forward_of_one_block_costs_the_bytes_counted_by_hand(size, inputs,
     meter = two_layers(MonoForward(), size, inputs, hidden, classes)
     block, head = inputs * hidden + hidden, hidden * classes
     assert meter.base == F32 * (block + head + size * inputs + size) + I64 * size
-    # The block's output and dL/da, its scores and their error; and the larger of what tells the active units (bytes)
-    # and the bias's gradient. The gradients of weights and head are never made.
-    kept = F32 * (2 * size * hidden + 2 * size * classes)
-    assert meter.peak == meter.base + kept + max(size * hidden, F32 * hidden)
+    # The block's output and dL/da, its scores and their error, and the bias's gradient. The gradients of weights and
+    # head are never made.
+    assert meter.peak == meter.base + F32 * (2 * size * hidden + 2 * size * classes + hidden)
 
 
 @pytest.mark.parametrize("hidden", [3, 6])
@@ -85,7 +84,7 @@ def test_mono_forwards_peak_is_the_largest_pair_of_neighbours(widths, momentum):
     for i, (before, width) in enumerate(itertools.pairwise(widths)):
         pair = size * width + (size * before if i else 0)  # the first input is the batch
         scores = size * classes * (3 if i else 2)  # of the block, their error, the sum of the blocks before
-        peaks.append(F32 * (pair + size * width + scores) + size * width)  # dL/da, and a byte for each active unit
+        peaks.append(F32 * (pair + size * width + scores + width))  # dL/da, and the bias's gradient
     assert meter.peak - meter.base == max(peaks)
 
 
@@ -110,9 +109,10 @@ def test_a_layerwise_rule_needs_one_convolution_block_at_a_time(name, shape):
     mono, forward = [], []
     for i in net.hidden:
         pooled = inputs[i + 1]
-        whole = 4 * pooled  # the map before pooling; dL/dz of it comes twice, before and after the ReLU
-        mono.append((inputs[i] if i else 0) + 3 * whole + pooled)
-        forward.append(2 * (inputs[i] + 3 * whole + 2 * pooled))  # true and wrong labels; and dL/da
+        whole = 4 * pooled  # the map before pooling, and dL/dz of it
+        few = 4 * pooled  # the map after it, dL/dz of that, and where each maximum was: eight bytes a place
+        mono.append((inputs[i] if i else 0) + 2 * whole + few)
+        forward.append(2 * (inputs[i] + 2 * whole + few + pooled))  # true and wrong labels; and dL/da
     for rule, blocks in ((MonoForward(), mono), (ForwardForward(), forward)):
         above = Planner(net).step(rule, size).parts["activations"]
         assert max(blocks) < above < 1.005 * max(blocks)

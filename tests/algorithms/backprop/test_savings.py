@@ -88,8 +88,9 @@ def test_the_savings_are_of_the_size_that_is_promised():
 def test_two_layers_cost_the_bytes_counted_by_hand(rule, size, inputs, hidden):
     net = Network(lambda: mlp((inputs,), CLASSES, hidden=(hidden,)), (inputs,), CLASSES)
     b = batch(rule, size, dtype=torch.float32, shape=(inputs,))
-    # The first layer's output, dL/da of it, which of its units are on, and three stats. No gradient of a weight.
-    assert step_peak(rule, net, b) == F32 * (2 * size * hidden + 3) + size * hidden
+    # The first layer's output, dL/da of it, the error and the last bias's gradient, and three stats. No gradient of a
+    # weight.
+    assert step_peak(rule, net, b) == F32 * (2 * size * hidden + size * CLASSES + CLASSES + 3)
 
 
 @pytest.mark.parametrize("rule", [FusedBackprop(), CheckpointedBackprop()])
