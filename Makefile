@@ -34,9 +34,8 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## Measure what the engine costs beside the bare arithmetic, and plans and audits beside none
-	$(BIN)/python -m fedforward.simulations.benchmarks.overhead
-	$(BIN)/python -m fedforward.simulations.benchmarks.metering
+bench: $(READY)  ## Measure speed and memory beside hand-written loops: some ten minutes
+	$(BIN)/fedforward bench $(BENCH)
 
 clean:  ## Remove the environment and build products; runs stay
 	rm -rf .venv build dist *.egg-info

@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -38,14 +39,61 @@ FIT = (
 EVALUATE_METRICS = (PARTITION, SAMPLES, "loss", "accuracy")
 
 
+class LiveArray(Array):
+    """An array that is still in this process: it is serialised when its bytes are asked for, and not before.
+
+    Args:
+        values: the array, shared and not copied: whoever changes it changes what is sent.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.__dict__.update(values=values, dtype=_name_of(values.dtype), shape=values.shape, stype="numpy.ndarray")
+
+    @property
+    def data(self) -> bytes:
+        """The bytes that Flower would send."""
+        return Array(self.values).data
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy, as an array that crossed the wire would."""
+        return self.values.copy()
+
+    def deflate(self) -> bytes:
+        """Return the head of the object that Flower would send: that of a plain array."""
+        return Array(self.values).deflate()
+
+    def __reduce__(self) -> tuple:
+        return LiveArray, (self.values,)
+
+
+@lru_cache(maxsize=64)
+def _name_of(dtype: np.dtype) -> str:
+    return str(dtype)
+
+
 def encode_params(params: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return the model as Flower sends it: one NumPy array per parameter, under the parameter's key."""
-    return ArrayRecord({key: Array(p.detach().cpu().numpy()) for key, p in params.items()})
+    """Return the model as Flower sends it: one NumPy array per parameter, under the parameter's key.
+
+    On the CPU the record shares the tensors' memory until it is sent.
+    """
+    record = ArrayRecord()  # which would copy a dictionary
+    for key, p in params.items():
+        record[key] = LiveArray(p.detach().cpu().numpy())
+    return record
 
 
-def decode_params(arrays: ArrayRecord) -> Tensors:
-    """Return fresh float32 tensors, in the record's order."""
-    return {key: torch.from_numpy(np.array(array.numpy(), dtype=np.float32)) for key, array in arrays.items()}
+def decode_params(arrays: ArrayRecord, into: Tensors | None = None) -> Tensors:
+    """Return fresh float32 tensors, in the record's order, or copy the model `into` tensors of its keys and shapes."""
+    if into is None:
+        return {key: torch.from_numpy(np.array(values_of(array), dtype=np.float32)) for key, array in arrays.items()}
+    for key, array in arrays.items():
+        into[key].copy_(torch.from_numpy(values_of(array)))
+    return into
+
+
+def values_of(array: Array) -> np.ndarray:
+    """Return an array's values, not to be changed: they may be shared."""
+    return array.values if isinstance(array, LiveArray) else array.numpy()
 
 
 def encode_scalars(scalars: Tensor) -> ConfigRecord:
@@ -60,7 +108,7 @@ def decode_scalars(record: ConfigRecord) -> Tensor:
 
 def encode_metrics(names: Iterable[str], values: Mapping[str, float | Sequence[float]]) -> MetricRecord:
     """Return the named values, numbers or lists of them, as float64 metrics, in the order of `names`."""
-    as_floats = lambda value: [float(v) for v in value] if isinstance(value, Sequence) else float(value)  # noqa: E731
+    as_floats = lambda value: [float(v) for v in value] if isinstance(value, tuple | list) else float(value)  # noqa: E731
     return MetricRecord({name: as_floats(values[name]) for name in names})
 
 
@@ -76,6 +124,15 @@ def train_reply(params: Tensors, scalars: Tensor | None, metrics: Mapping[str, f
     return RecordDict({**answer, METRICS: encode_metrics(TRAIN_METRICS, metrics)})
 
 
+def kept(reply: Message) -> Message:
+    """Return a reply whose arrays are its own: an engine may share them with the next one's."""
+    for arrays in reply.content.array_records.values():
+        for key, array in arrays.items():
+            if isinstance(array, LiveArray):
+                arrays[key] = LiveArray(array.numpy())
+    return reply
+
+
 def only(records: Mapping[str, object]) -> object:
     """Return the only record of a kind: a strategy may have renamed `arrays` or `config`."""
     (record,) = records.values()
@@ -84,7 +141,9 @@ def only(records: Mapping[str, object]) -> object:
 
 def payload_bytes(content: RecordDict) -> int:
     """Return the bytes that all records of a message hold, by Flower's own count (values and keys)."""
-    return sum(record.count_bytes() for record in content.values())
+    return sum(
+        _model_bytes(record) if isinstance(record, ArrayRecord) else record.count_bytes() for record in content.values()
+    )
 
 
 def scalar_uplink_bytes(scalars: int) -> int:
@@ -106,33 +165,64 @@ def model_downlink_bytes(params: Mapping[str, Tensor]) -> int:
 _METRICS_BYTES = sum(8 * (len(FIT) if name == "fit" else 1) + len(name) for name in TRAIN_METRICS)
 
 
-def _model_bytes(params: Mapping[str, Tensor]) -> int:
+def _model_bytes(arrays: Mapping[str, Tensor | Array]) -> int:
     """Return Flower's count of a model's bytes: keys, and each array in NumPy's file format, header and values."""
-    return sum(len(key) + _header_bytes(tuple(p.shape)) + 4 * p.numel() for key, p in params.items())
+    return sum(len(key) + _array_bytes(array) for key, array in arrays.items())
+
+
+def _array_bytes(array: Tensor | Array) -> int:
+    if isinstance(array, Tensor):
+        return _file_bytes("float32", tuple(array.shape))
+    return _file_bytes(array.dtype, array.shape) if isinstance(array, LiveArray) else len(array.data)
 
 
 @lru_cache(maxsize=4096)
-def _header_bytes(shape: tuple[int, ...]) -> int:
-    header = BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return len(header.getvalue())
+def _file_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    header, kind = BytesIO(), np.dtype(dtype)
+    np.lib.format.write_array_header_1_0(header, {"descr": kind.str, "fortran_order": False, "shape": shape})
+    return len(header.getvalue()) + kind.itemsize * int(np.prod(shape, dtype=np.int64))
 
 
 def wire_bytes(content: RecordDict) -> int:
     """Return the bytes of a message's content as Flower serialises it: every object of its tree.
 
-    A function of names, dtypes and shapes, never of an array's values: equal arrays or chunks, which Flower would send
+    A function of names, types and shapes, never of an array's values: equal arrays or chunks, which Flower would send
     once, count each. Arrays are not deflated here: Flower would hash them all and keep views that cannot be pickled.
     """
-    size, tree = 0, RecordDict()
-    for i, (name, record) in enumerate(content.items()):
-        if isinstance(record, ArrayRecord):
-            size += _arrays_wire_bytes(tuple((key, a.dtype, tuple(a.shape)) for key, a in record.items()))
-            tree[name] = ConfigRecord({"stand-in": i})  # a tree lists its children by hashes, all of one length
-        else:
-            size += len(record.deflate())
-            tree[name] = record
-    return size + len(tree.deflate())
+    return sum(_record_wire_bytes(record) for record in content.values()) + _tree_wire_bytes(tuple(content))
+
+
+def _record_wire_bytes(record: Any) -> int:
+    if isinstance(record, ArrayRecord):
+        return _arrays_wire_bytes(tuple((key, a.dtype, tuple(a.shape)) for key, a in record.items()))
+    layout = tuple((name, *_layout(value)) for name, value in record.items())
+    if any(kind is None for _, kind, _ in layout):
+        return len(record.deflate())
+    return _layout_wire_bytes(type(record), layout)
+
+
+def _layout(value: Any) -> tuple[type | None, int]:
+    """Return the type and length on which the size of a serialised value depends; None if it depends on more."""
+    if isinstance(value, float):
+        return float, 1
+    if isinstance(value, bytes):
+        return bytes, len(value)
+    if isinstance(value, list) and all(isinstance(v, float) for v in value):
+        return list, len(value)
+    return None, 0
+
+
+@lru_cache(maxsize=4096)
+def _layout_wire_bytes(record: type, layout: tuple[tuple[str, type, int], ...]) -> int:
+    """Return the size of a serialised record of floats, lists of floats and bytes."""
+    make = {float: lambda n: 1.0, bytes: bytes, list: lambda n: [1.0] * n}
+    return len(record({name: make[kind](length) for name, kind, length in layout}).deflate())
+
+
+@lru_cache(maxsize=4096)
+def _tree_wire_bytes(names: tuple[str, ...]) -> int:
+    """Return the size of a serialised tree; it lists its children by hashes, all of one length."""
+    return len(RecordDict({name: ConfigRecord({"stand-in": i}) for i, name in enumerate(names)}).deflate())
 
 
 @lru_cache(maxsize=4096)
@@ -141,7 +231,7 @@ def _arrays_wire_bytes(layout: tuple[tuple[str, str, tuple[int, ...]], ...]) -> 
     record = ArrayRecord({key: Array(np.array(i)) for i, (key, _, _) in enumerate(layout)})
     size = len(record.deflate())
     for _, dtype, shape in layout:
-        data = np.random.default_rng(0).bytes(len(Array(np.zeros(shape, dtype)).data))  # no two chunks alike
+        data = np.random.default_rng(0).bytes(_file_bytes(dtype, shape))  # no two chunks alike
         array = Array(dtype, shape, "numpy.ndarray", data)
         size += len(array.deflate()) + sum(len(chunk.deflate()) for chunk in array.children.values())
     return size

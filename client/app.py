@@ -10,10 +10,11 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from .. import protocol
+from ..algorithms.rule import Tensors
 from .audit import AuditFailed
 from .budget import Device
 from .fitting import OverBudget
-from .trainer import Assignment, LocalData, Trainer, TrainingFailed
+from .trainer import Assignment, Evaluation, LocalData, Report, Trainer, TrainingFailed
 
 # What a client says itself when it cannot give an update, by Flower error code.
 REASONS = {TrainingFailed: protocol.CLIENT_FAILED, OverBudget: protocol.OVER_BUDGET, AuditFailed: protocol.AUDIT_FAILED}
@@ -28,6 +29,7 @@ class Client:
     train: LocalData
     test: LocalData  # held out from training, for accuracy before and after
     device: Device | None = None
+    workspace: Tensors | None = None  # of an engine that trains one client after the other in the same memory
 
 
 def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
@@ -37,41 +39,24 @@ def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         started, client = time.perf_counter(), load(context)
-        params = protocol.decode_params(protocol.only(message.content.array_records))
+        params = protocol.decode_params(protocol.only(message.content.array_records), client.workspace)
         todo = assignment(protocol.only(message.content.config_records))
         budget = client.device.budget if client.device else None
         try:
             report = client.trainer.fit(params, client.train, client.test, client.partition, todo, budget)
         except tuple(REASONS) as failure:
-            return Message(Error(REASONS[type(failure)], str(failure)), reply_to=message)
-        measured = {
-            protocol.PARTITION: client.partition,
-            protocol.SAMPLES: report.samples,
-            "steps": report.steps,
-            "batch": report.batch,
-            "loss": report.loss,
-            "accuracy": report.accuracy,
-            "accuracy-before": report.accuracy_before,
-            "accuracy-after": report.accuracy_after,
-            "peak-bytes": report.fit.peak,
-            "fit": (report.fit.micro_batch, report.fit.chunk, report.fit.rank),
-            "flops": report.flops,
-            "seconds": time.perf_counter() - started,
-        }
-        return Message(protocol.train_reply(report.params, report.scalars, measured), reply_to=message)
+            return failed(message, failure)
+        return trained(message, client.partition, report, time.perf_counter() - started)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = load(context)
-        params = protocol.decode_params(protocol.only(message.content.array_records))
+        params = protocol.decode_params(protocol.only(message.content.array_records), client.workspace)
         try:
             size = client.trainer.evaluation_batch(client.device.budget) if client.device else 1000
         except OverBudget as failure:
-            return Message(Error(protocol.OVER_BUDGET, str(failure)), reply_to=message)
-        loss, accuracy, samples = client.trainer.evaluate(params, client.test, size)
-        values = {protocol.PARTITION: client.partition, protocol.SAMPLES: samples, "loss": loss, "accuracy": accuracy}
-        metrics = protocol.encode_metrics(protocol.EVALUATE_METRICS, values)
-        return Message(RecordDict({protocol.METRICS: metrics}), reply_to=message)
+            return failed(message, failure)
+        return evaluated(message, client.partition, client.trainer.evaluate(params, client.test, size))
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -80,6 +65,38 @@ def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
         return Message(RecordDict({protocol.METRICS: metrics}), reply_to=message)
 
     return app
+
+
+def trained(message: Message, partition: int, report: Report, seconds: float) -> Message:
+    """Return the answer of a client that has trained, in so many seconds of this machine."""
+    measured = {
+        protocol.PARTITION: partition,
+        protocol.SAMPLES: report.samples,
+        "steps": report.steps,
+        "batch": report.batch,
+        "loss": report.loss,
+        "accuracy": report.accuracy,
+        "accuracy-before": report.accuracy_before,
+        "accuracy-after": report.accuracy_after,
+        "peak-bytes": report.fit.peak,
+        "fit": (report.fit.micro_batch, report.fit.chunk, report.fit.rank),
+        "flops": report.flops,
+        "seconds": seconds,
+    }
+    return Message(protocol.train_reply(report.params, report.scalars, measured), reply_to=message)
+
+
+def evaluated(message: Message, partition: int, evaluation: Evaluation) -> Message:
+    """Return the answer of a client that has evaluated a model."""
+    loss, accuracy, samples = evaluation
+    values = {protocol.PARTITION: partition, protocol.SAMPLES: samples, "loss": loss, "accuracy": accuracy}
+    metrics = protocol.encode_metrics(protocol.EVALUATE_METRICS, values)
+    return Message(RecordDict({protocol.METRICS: metrics}), reply_to=message)
+
+
+def failed(message: Message, failure: Exception) -> Message:
+    """Return the answer of a client that cannot do as it is asked, for one of the `REASONS`."""
+    return Message(Error(REASONS[type(failure)], str(failure)), reply_to=message)
 
 
 def assignment(config: dict) -> Assignment:

@@ -32,6 +32,10 @@ def take_step(
         lr: the step's learning rate.
         meter: follows the step's memory. The batch comes from outside: what loading it takes is not the rule's.
     """
+    if meter is None and not state.gradients and not isinstance(rule, ScalarRule):
+        (batch,) = parts
+        with torch.no_grad():
+            return rule.step(net, state, batch, lr), None
     watched = meter or nullcontext()
     for gradient in state.gradients.values():
         gradient.zero_()
@@ -81,13 +85,19 @@ def load_parts(load: Load, rows: Any, draws: Any, size: int) -> Iterator[Batch]:
     """
     count = len(rows)
     if not size or size >= count:
-        yield Batch(*load(rows), torch.ones(count), draws)
+        yield _batch(load, rows, draws)
         return
-    total = torch.tensor(float(count))
     for start in range(0, count, size):
         stop = min(start + size, count)
         drawn = draws[start:stop] if isinstance(draws, Tensor) else draws
-        yield Batch(*load(rows[start:stop]), torch.ones(stop - start), drawn, total)
+        yield _batch(load, rows[start:stop], drawn, count)
+
+
+def _batch(load: Load, rows: Any, draws: Any, whole: int | None = None) -> Batch:
+    """Return the batch of `rows`, or a part of a batch of `whole` samples."""
+    x, y = load(rows)
+    total = None if whole is None else torch.tensor(float(whole), device=x.device)
+    return Batch(x, y, torch.ones(len(rows), device=x.device), draws, total)
 
 
 def accumulators(rule: Rule, params: Tensors) -> Tensors:

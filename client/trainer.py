@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -105,14 +106,32 @@ class Trainer:
         self.rule, self.net, self.seed = rule, net, seed
         self.micro_batch, self.ladder, self.audit = micro_batch, tuple(ladder), audit
         self.planner = Planner(net)
+        self.device = "cpu"
         self._fits: dict[tuple, Fit | OverBudget] = {}
+        self._flops: dict[tuple, int] = {}
         self._initial: dict[type[Rule], State] = {}
+
+    def to(self, device: str) -> Trainer:
+        """Train and evaluate on this device from now on; parameters come from the CPU and go back to it."""
+        self.device = device
+        self._initial.clear()
+        return self
 
     def initial(self, rule: Rule) -> State:
         """Return the state that every replica of a rule starts from: this object's own, not to be changed."""
         if type(rule) not in self._initial:
-            self._initial[type(rule)] = rule.init(self.net, self.seed)
+            initial = rule.init(self.net, self.seed)
+            self._initial[type(rule)] = State(initial.params, self._here(initial.fixed), self._here(initial.slots))
         return self._initial[type(rule)]
+
+    def _here(self, tensors: Tensors) -> Tensors:
+        """Return tensors on the device that trains; on the CPU, themselves."""
+        return tensors if self.device == "cpu" else {key: t.to(self.device) for key, t in tensors.items()}
+
+    def _batch(self, data: LocalData, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return some of a client's samples on the device that trains."""
+        x, y = data.batch(rows)
+        return (x, y) if self.device == "cpu" else (x.to(self.device), y.to(self.device))
 
     def state(self, rule: Rule, params: Tensors, *, split: bool = False) -> State:
         """Return a replica's state around `params`, which it owns from now on; optimizer memory starts at zero."""
@@ -144,6 +163,8 @@ class Trainer:
 
     def audited(self, server_round: int, client: int) -> bool:
         """Return whether a client round is audited, a function of the run seed and its place."""
+        if self.audit in (0, 1):
+            return bool(self.audit)
         return generator(self.seed, Purpose.AUDIT, server_round, client).random() < self.audit
 
     def fit(
@@ -165,6 +186,7 @@ class Trainer:
         if not len(train):
             raise TrainingFailed("the client has no samples to train on")
         chosen, blank = self.fit_to(len(train), todo, budget), float("nan")
+        received, params = params, self._here(params)
         audit = Audit(chosen, budget) if self.audited(todo.round, client) else None
         lr = todo.lr * (chosen.rule.lr / self.rule.lr)  # of another rule, its own as far as the schedule has come
 
@@ -174,13 +196,16 @@ class Trainer:
         before = accuracy()
         seen, scalars = self._train(chosen, params, train, client, todo, lr, audit)
         loss, correct, weight = (math.fsum(column) for column in zip(*seen, strict=True))
-        if not all(bool(p.isfinite().all()) for p in params.values()):
+        if not all(map(_is_finite, params.values())):
             raise TrainingFailed(f"parameters are not finite after {len(seen)} steps (lr {lr:g}): lower --lr")
         after = accuracy()
         if audit:
             audit.close()
+        if params is not received:
+            for key, p in params.items():
+                received[key].copy_(p)
         return Report(
-            params=params,
+            params=received,
             scalars=torch.cat(scalars) if self.rule.exchange == "scalars" else None,
             samples=len(train),
             steps=len(seen),
@@ -190,7 +215,7 @@ class Trainer:
             accuracy_before=before,
             accuracy_after=after,
             fit=chosen,
-            flops=self._flops(chosen, len(train), todo),
+            flops=self.flops(len(train), todo, budget),
         )
 
     def _train(self, chosen, params, train, client, todo, lr, audit) -> tuple[list[Stats], list[Tensor | None]]:
@@ -202,7 +227,8 @@ class Trainer:
             for key, origin in anchor.items():
                 params[key].lerp_(origin, min(lr * todo.proximal_mu, 1.0))
             draws = rule.draw(Place(self.seed, todo.round, client, step), len(rows), self.net.classes)
-            parts = load_parts(train.batch, rows, draws, chosen.micro_batch)
+            draws = draws.to(self.device) if isinstance(draws, Tensor) else draws
+            parts = load_parts(partial(self._batch, train), rows, draws, chosen.micro_batch)
             del draws
             with audit.step(state, anchor) if audit else nullcontext() as meter:
                 stats, answer = take_step(rule, self.net, state, parts, lr, meter)
@@ -213,11 +239,22 @@ class Trainer:
             scalars.append(answer)
         return seen, scalars
 
-    def _flops(self, chosen: Fit, samples: int, todo: Assignment) -> int:
-        """Return the floating-point operations of a round: of its full batches and of the last, smaller one."""
-        full, rest = divmod(samples, chosen.batch)
-        plan = lambda size: self.planner.step(chosen.rule, size, chosen.micro_batch, anchored=bool(todo.proximal_mu))  # noqa: E731
-        return todo.epochs * (full * plan(chosen.batch).flops + (plan(rest).flops if rest else 0))
+    def flops(self, samples: int, todo: Assignment, budget: int | None) -> int:
+        """Return the floating-point operations of a client's round: of its full batches and of the last, smaller one.
+
+        Raises:
+            OverBudget: if nothing fits.
+        """
+        key = samples, todo.batch_size, todo.epochs, bool(todo.proximal_mu), budget
+        if key not in self._flops:
+            chosen = self.fit_to(samples, todo, budget)
+            sizes = [chosen.batch] * (samples // chosen.batch) + [samples % chosen.batch] * bool(samples % chosen.batch)
+            plans = {
+                size: self.planner.step(chosen.rule, size, chosen.micro_batch, anchored=bool(todo.proximal_mu))
+                for size in set(sizes)
+            }
+            self._flops[key] = todo.epochs * sum(plans[size].flops for size in sizes)
+        return self._flops[key]
 
     def _evaluate(self, chosen: Fit, params: Tensors, test: LocalData, audit: Audit | None) -> float:
         """Return the accuracy on `test`, in batches that need no more memory than training does."""
@@ -239,14 +276,14 @@ class Trainer:
 
     def evaluate(self, params: Tensors, data: LocalData, batch_size: int = 1000) -> Evaluation:
         """Return mean cross-entropy and accuracy of the rule's inference on `data`."""
-        return self._score(self.rule, State(params, self.initial(self.rule).fixed, {}), data, batch_size)
+        return self._score(self.rule, State(self._here(params), self.initial(self.rule).fixed, {}), data, batch_size)
 
     def _score(
         self, rule: Rule, state: State, data: LocalData, batch_size: int, meter: PeakMemory | None = None
     ) -> Evaluation:
         loss = correct = 0.0
         for rows in torch.arange(len(data)).split(batch_size) if len(data) else ():
-            batch_loss, batch_correct = score(rule, self.net, state, *data.batch(rows), meter)
+            batch_loss, batch_correct = score(rule, self.net, state, *self._batch(data, rows), meter)
             loss += float(batch_loss)
             correct += float(batch_correct)
         count = len(data)
@@ -257,3 +294,8 @@ class Trainer:
         for epoch in range(todo.epochs):
             order = generator(self.seed, Purpose.ORDER, todo.round, client, epoch).permutation(samples)
             yield from torch.from_numpy(order).split(todo.batch_size)
+
+
+def _is_finite(p: Tensor) -> bool:
+    """Return whether all values are finite; the sum says so at a fraction of the cost, unless it overflows."""
+    return math.isfinite(p.sum()) or bool(p.isfinite().all())

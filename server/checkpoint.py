@@ -15,30 +15,40 @@ class Checkpoint(NamedTuple):
 
     round: int
     arrays: ArrayRecord
-    strategy: dict[str, Any]  # the strategy's attributes
+    frozen: bytes  # the strategy's attributes, as they were when the round ended
+
+    @property
+    def strategy(self) -> dict[str, Any]:
+        """The strategy's attributes."""
+        return pickle.loads(self.frozen)
 
 
 class _Pickler(pickle.Pickler):
     """Pickles Flower's arrays by value: after a transfer they cache views of memory that cannot be pickled."""
 
     def reducer_override(self, item: Any) -> Any:
-        if isinstance(item, Array):
+        if type(item) is Array:
             return Array, (item.dtype, tuple(item.shape), item.stype, bytes(item.data))
         return NotImplemented
 
 
-def dump(server_round: int, arrays: ArrayRecord, strategy: Strategy) -> bytes:
-    """Return the checkpoint as bytes.
+def freeze(strategy: Strategy) -> bytes:
+    """Return what a strategy remembers, as bytes.
 
     Raises:
-        TypeError: if the strategy keeps something that cannot be pickled, naming the attribute.
+        TypeError: if it keeps something that cannot be pickled, naming the attribute.
     """
     attributes = vars(strategy)
     try:
-        return _pickle(Checkpoint(server_round, arrays, attributes))
+        return _pickle(attributes)
     except (pickle.PicklingError, TypeError, AttributeError):
         guilty = [name for name, value in attributes.items() if not _picklable(value)]
         raise TypeError(f"it keeps what cannot be saved in a checkpoint: {', '.join(guilty)}") from None
+
+
+def dump(server_round: int, arrays: ArrayRecord, frozen: bytes) -> bytes:
+    """Return the checkpoint as bytes; `frozen` is the strategy."""
+    return _pickle(Checkpoint(server_round, arrays, frozen))
 
 
 def load(data: bytes) -> Checkpoint:

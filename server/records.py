@@ -7,21 +7,26 @@
     ├── lock                  held by the process that writes the run; the kernel releases it when that dies
     ├── report.html, *.png    written when the run ends
 
-A round is one transaction. Its checkpoint is on disk before the transaction commits, so the database alone says how far
-a run got: whatever a killed process left beyond the last committed round is overwritten by the resumed one.
+Rounds are written in transactions, fast ones several together. The last one's checkpoint is on disk before the
+transaction commits, so the database alone says how far a run got: whatever a killed process left beyond the last
+committed round is overwritten by the resumed one.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pandas as pd
 
@@ -69,10 +74,23 @@ class RunInUse(RuntimeError):
     """Another process writes this run; one line that names the remedy."""
 
 
+def _known(value: Any) -> Any:
+    return value.result() if isinstance(value, Future) else value
+
+
 def _insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
     columns = ", ".join(row)
     marks = ", ".join("?" * len(row))
     db.execute(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))
+
+
+class _Round(NamedTuple):
+    """A round that waits to be written."""
+
+    row: Mapping[str, Any]
+    clients: Iterable[Mapping[str, Any]]
+    evaluations: Iterable[Mapping[str, Any]]
+    checkpoint: Callable[[], bytes] | None  # None: a later round's is written
 
 
 class Records:
@@ -80,16 +98,23 @@ class Records:
 
     Args:
         folder: the run's folder; created if missing.
+        delay: seconds that a round may wait for the next ones, to be written together with them. A process that dies
+            in this time leaves the rounds before; a resumed run makes the same ones again.
 
     Raises:
         RunInUse: if another process has the run open for writing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, delay: float = 0.0) -> None:
+        self.folder, self.delay = folder, delay
+        self._waiting: list[_Round] = []
+        self._written = -math.inf
+        self._writing = threading.RLock()
+        self._timer: threading.Timer | None = None
+        self._failure: Exception | None = None  # of the timer
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
-        self.db = sqlite3.connect(folder / DATABASE, isolation_level=None)
+        self.db = sqlite3.connect(folder / DATABASE, isolation_level=None, check_same_thread=False)
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
         self.db.executescript(SCHEMA)
@@ -105,12 +130,13 @@ class Records:
 
     def finish(self, status: str = "finished") -> None:
         """Mark the run `finished` or `failed`, and make the database one file that can be copied as it is."""
+        self.flush()
         self.db.execute("UPDATE runs SET status = ?, finished = ?", (status, _now()))
         with suppress(sqlite3.OperationalError):  # somebody reads it now: the log beside it stays
             self.db.execute("PRAGMA journal_mode=DELETE")
 
     def last_round(self) -> int:
-        """Return the last committed round (0 is the initial model), or -1 if there is none."""
+        """Return the last round on disk (0 is the initial model), or -1 if there is none."""
         return self.db.execute("SELECT COALESCE(MAX(round), -1) FROM rounds").fetchone()[0]
 
     def status(self) -> str | None:
@@ -136,21 +162,71 @@ class Records:
         row: Mapping[str, Any],
         clients: Iterable[Mapping[str, Any]],
         evaluations: Iterable[Mapping[str, Any]],
-        checkpoint: bytes,
+        checkpoint: Callable[[], bytes],
     ) -> None:
-        """Write one round: its checkpoint first, then all of its rows in one transaction."""
-        server_round = row["round"]
-        write_atomically(self.checkpoint_path(server_round), checkpoint)
+        """Take one round, and write it with those that wait by the time that the first of them has waited `delay`.
+
+        Args:
+            row: of table rounds; a value may be a `Future`, which is waited for when the round is written.
+            clients: rows of that table, without the round.
+            evaluations: rows of that table, without the round.
+            checkpoint: makes the server's state after the round; only that of the last round written is asked for.
+
+        Raises:
+            OSError, sqlite3.Error: if this round, or one before it that waited, cannot be written.
+        """
+        with self._writing:
+            self._raise_failure()
+            self._waiting = [waiting._replace(checkpoint=None) for waiting in self._waiting]
+            self._waiting.append(_Round(row, clients, evaluations, checkpoint))
+            left = self._written + self.delay - time.monotonic()
+            if left <= 0:
+                self.flush()
+            elif self._timer is None:
+                self._timer = threading.Timer(left, self._flush_in_time)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def flush(self) -> None:
+        """Write the rounds that wait: the last one's checkpoint first, then all rows in one transaction."""
+        with self._writing:
+            self._raise_failure()
+            if self._timer:
+                self._timer.cancel()
+                self._timer = None
+            if self._waiting:
+                rounds, self._waiting = self._waiting, []
+                self._write(rounds)
+
+    def _write(self, rounds: list[_Round]) -> None:
+        last = rounds[-1]
+        path = self.checkpoint_path(last.row["round"])
+        write_atomically(path, last.checkpoint())
         with self._transaction():
-            _insert(self.db, "rounds", row)
-            self._insert_all("clients", server_round, clients)
-            self._insert_all("evaluations", server_round, evaluations)
+            for row, clients, evaluations, _ in rounds:
+                _insert(self.db, "rounds", {name: _known(value) for name, value in row.items()})
+                self._insert_all("clients", row["round"], clients)
+                self._insert_all("evaluations", row["round"], evaluations)
+        self._written = time.monotonic()
         for old in (self.folder / CHECKPOINTS).iterdir():
-            if old != self.checkpoint_path(server_round):
+            if old != path:
                 old.unlink()
+
+    def _flush_in_time(self) -> None:
+        """Flush, in the timer's thread; what goes wrong is raised where the next round is committed."""
+        try:
+            self.flush()
+        except Exception as error:
+            self._failure = error
+
+    def _raise_failure(self) -> None:
+        if self._failure:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def note_failures(self, server_round: int, clients: Iterable[Mapping[str, Any]]) -> None:
         """Write the clients of a round that came to nothing; a resumed run overwrites them."""
+        self.flush()
         with self._transaction():
             self._insert_all("clients", server_round, clients)
 
@@ -160,7 +236,11 @@ class Records:
         return self.db.execute(query).fetchall()
 
     def close(self) -> None:
-        """Close the database and let go of the run."""
+        """Close the database and let go of the run; rounds that still wait are not written."""
+        with self._writing:
+            if self._timer:
+                self._timer.cancel()
+            self._waiting = []
         self.db.close()
         if self._lock:
             self._lock.close()

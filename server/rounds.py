@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -21,6 +23,7 @@ from flwr.serverapp import Grid
 from .. import protocol
 from ..algorithms.seeds import Purpose, integer_seed
 from . import checkpoint, scalars
+from .fold import Fold, folds
 from .job import Job
 from .roster import Roster
 from .rows import AUDIT_FAILED, OVER_BUDGET, STATUS, Row, Sizes, answer_columns, mean, number, totals
@@ -51,17 +54,21 @@ def run_rounds(job: Job, grid: Grid) -> ArrayRecord:
         RunFailed: if the strategy or the evaluation on the server raises something.
         TimeoutError: if too few clients come.
     """
-    loop = _Loop(**vars(job), roster=Roster(grid, job.plan.clients))
     done = job.records.last_round()
-    if done < 0:
-        arrays, done = job.initial, 0
-        loop.commit_initial(arrays)
-    else:
-        saved = checkpoint.load(job.records.checkpoint_path(done).read_bytes())
-        arrays = saved.arrays
-        vars(job.strategy).update(saved.strategy)
-    for server_round in range(done + 1, job.plan.rounds + 1):
-        arrays = loop.round(server_round, arrays)
+    with ThreadPoolExecutor(1, "hash") as aside:
+        loop = _Loop(**vars(job), roster=Roster(grid, job.plan.clients, strategy=job.strategy), aside=aside)
+        try:
+            if done < 0:
+                arrays, done = job.initial, 0
+                loop.commit_initial(arrays)
+            else:
+                saved = checkpoint.load(job.records.checkpoint_path(done).read_bytes())
+                arrays = saved.arrays
+                vars(job.strategy).update(saved.strategy)
+            for server_round in range(done + 1, job.plan.rounds + 1):
+                arrays = loop.round(server_round, arrays)
+        finally:  # rounds that are done stay done, whatever came after them
+            job.records.flush()
     return arrays
 
 
@@ -70,14 +77,14 @@ class _Loop(Job):
     """A job on its grid."""
 
     roster: Roster
+    aside: Executor  # for what need not hold up the next round
 
     def commit_initial(self, arrays: ArrayRecord) -> None:
         loss, accuracy = self._evaluate_server(arrays)
         row = {"round": 0, "loss": number(loss), "accuracy": number(accuracy)}
         zeros = ("clients", "over_budget", "failed", "bytes_down", "bytes_up", "wire_down", "wire_up", "flops")
         row |= dict.fromkeys(zeros, 0)
-        row |= {"seconds": 0.0, "model_sha256": model_hash(arrays)}
-        self.records.commit_round(row, [], [], self._checkpoint(0, arrays))
+        self._commit(row | {"seconds": 0.0}, [], [], arrays)
 
     def round(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Run one round, commit it, and return the new model."""
@@ -93,10 +100,8 @@ class _Loop(Job):
             row |= {"client_accuracy": mean(evaluations, "accuracy"), "client_loss": mean(evaluations, "loss")}
         averaged = getattr(self.strategy, "averaged", None)
         row["scalars"] = scalars.to_blob(averaged) if isinstance(averaged, torch.Tensor) else None
-        row["model_sha256"] = model_hash(arrays)
-        saved = self._checkpoint(server_round, arrays)
         row["seconds"] = time.perf_counter() - started  # all of the round but its commit
-        self.records.commit_round(row, clients, evaluations, saved)
+        self._commit(row, clients, evaluations, arrays)
         if self.observer:
             self.observer.round_done(row, clients)
         self._check_audits(server_round, clients)
@@ -125,32 +130,55 @@ class _Loop(Job):
             messages = list(self.strategy.configure_train(server_round, arrays, config, self.roster))
         if self.observer:
             self.observer.round_started(server_round, len(messages))
-        replies = self.roster.send_and_receive(messages, timeout=self.plan.timeout)
-        rows = [self.complete(server_round, row) for row in self._client_rows(messages, replies)]
+        rows, update = self._receive(messages)
+        rows = [self.complete(server_round, row) for row in rows]
         if messages and not any(row["status"] == "ok" for row in rows) and not self._may_go_on(rows):
             self.records.note_failures(server_round, rows)
             self._check_audits(server_round, rows)
             raise AllClientsFailed(f"every client of round {server_round} failed: {_why(rows)}")
         seed_globals(self.plan.seed, server_round, 1)
         with _named(f"strategy {type(self.strategy).__name__}"):
-            new, _ = self.strategy.aggregate_train(server_round, replies)
-        return rows, arrays if new is None else _as_float32(new)
+            new = update(server_round)
+        return rows, arrays if new is None else new
+
+    def _receive(self, messages: list[Message]) -> tuple[list[Row], Callable[[int], ArrayRecord | None]]:
+        """Return a row for each client that was asked, by partition, and what makes the new model of their replies."""
+        fold = Fold() if folds(self.strategy) else None
+        down, kept, errors = Sizes(), [], []
+        waiting = {message.metadata.dst_node_id: message for message in messages}
+        rows: dict[int, Row] = {}
+
+        def note(message: Message, reply: Message | None) -> None:
+            node = message.metadata.dst_node_id
+            row: Row = {"client": self.roster.partition[node], "rule": self.plan.rule}
+            row["bytes_down"], row["wire_down"] = down.of(message)
+            rows[node] = row | answer_columns(reply, self.plan.rule)
+
+        for reply in self.roster.stream(messages, timeout=self.plan.timeout):
+            note(waiting.pop(reply.metadata.src_node_id), reply)
+            if not reply.has_content():
+                errors.append(reply)
+            elif fold:
+                with _named("folding a round's models"):
+                    fold.add(reply.content)
+            else:
+                kept.append(protocol.kept(reply))
+        for message in waiting.values():
+            note(message, None)
+
+        def update(server_round: int) -> ArrayRecord | None:
+            if fold:
+                new = fold.aggregate(self.strategy, server_round, messages[0], errors) if fold.samples else None
+            else:
+                replies = sorted([*kept, *errors], key=lambda reply: self.roster.partition[reply.metadata.src_node_id])
+                new, _ = self.strategy.aggregate_train(server_round, replies)
+            return None if new is None else _as_float32(new)
+
+        return sorted(rows.values(), key=lambda row: row["client"]), update
 
     def _may_go_on(self, rows: list[Row]) -> bool:
         """Return whether a round without an update is bad luck: its clients are over budget, and there are others."""
         return {row["status"] for row in rows} == {OVER_BUDGET} and len(rows) < self.plan.clients
-
-    def _client_rows(self, messages: list[Message], replies: list[Message]) -> list[Row]:
-        """Return one row for each client that was asked, whether it answered or not, by partition."""
-        answers = {reply.metadata.src_node_id: reply for reply in replies}
-        down = Sizes()
-        rows = []
-        for message in messages:
-            node = message.metadata.dst_node_id
-            row: Row = {"client": self.roster.partition[node], "rule": self.plan.rule}
-            row["bytes_down"], row["wire_down"] = down.of(message)
-            rows.append(row | answer_columns(answers.get(node), self.plan.rule))
-        return sorted(rows, key=lambda row: row["client"])
 
     def _evaluate_clients(self, server_round: int, arrays: ArrayRecord) -> list[Row]:
         """Run the strategy's federated evaluation of the new model and return one row a client."""
@@ -158,7 +186,8 @@ class _Loop(Job):
         config = ConfigRecord({"server-round": server_round})
         with _named(f"strategy {type(self.strategy).__name__}"):
             messages = list(self.strategy.configure_evaluate(server_round, arrays, config, self.roster))
-        replies = self.roster.send_and_receive(messages, timeout=self.plan.timeout) if messages else []
+        replies = self.roster.stream(messages, timeout=self.plan.timeout) if messages else []
+        replies = sorted(replies, key=lambda reply: self.roster.partition[reply.metadata.src_node_id])
         rows, answered = [], []
         sent = {m.metadata.dst_node_id: m for m in messages}
         down = Sizes()
@@ -183,9 +212,12 @@ class _Loop(Job):
         with _named(f"the server's evaluation of rule {self.plan.rule}"):
             return self.evaluate(arrays)
 
-    def _checkpoint(self, server_round: int, arrays: ArrayRecord) -> bytes:
+    def _commit(self, row: Row, clients: list[Row], evaluations: list[Row], arrays: ArrayRecord) -> None:
         with _named(f"strategy {type(self.strategy).__name__}"):
-            return checkpoint.dump(server_round, arrays, self.strategy)
+            frozen = checkpoint.freeze(self.strategy)
+        row["model_sha256"] = self.aside.submit(model_hash, arrays)
+        saved = partial(checkpoint.dump, row["round"], arrays, frozen)
+        self.records.commit_round(row, clients, evaluations, saved)
 
 
 @contextmanager
@@ -205,6 +237,8 @@ def _why(rows: list[Row]) -> str:
 
 def _as_float32(arrays: ArrayRecord) -> ArrayRecord:
     """Return the model in float32: some strategies average in float64, and clients train in float32."""
+    if all(isinstance(array, protocol.LiveArray) and array.dtype == "float32" for array in arrays.values()):
+        return arrays
     return protocol.encode_params(protocol.decode_params(arrays))
 
 
@@ -216,14 +250,14 @@ def seed_globals(seed: int, server_round: int, phase: int) -> None:
     value = integer_seed(seed, Purpose.SERVER, server_round, phase)
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002
-    torch.manual_seed(value)
+    torch.default_generator.manual_seed(value)  # torch.manual_seed would take a stack trace for each GPU to come
 
 
 def model_hash(arrays: ArrayRecord) -> str:
     """Return the SHA-256 of a model: keys, shapes and the bytes of all values."""
     digest = sha256()
     for key, array in arrays.items():
-        values = np.ascontiguousarray(array.numpy())
+        values = np.ascontiguousarray(protocol.values_of(array))
         digest.update(f"{key}{values.dtype.str}{values.shape}".encode())
-        digest.update(values.tobytes())
+        digest.update(values.data)
     return digest.hexdigest()

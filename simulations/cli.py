@@ -1,4 +1,4 @@
-"""The command line: fedforward run | compare | plan | rules | report.
+"""The command line: fedforward run | compare | plan | rules | report | bench.
 
 Results go to standard output (one JSON object with `--json`), everything else to standard error. Exit code 0 is a
 finished run, 2 a mistake in what was asked (one line says which and what to do), 130 an interrupted run. With
@@ -34,11 +34,16 @@ from ..algorithms import RULES
 from ..server.records import NotARun, RunInUse, read_run
 from ..server.rounds import RunFailed
 from . import parts
+from .benchmarks.bench import PARTS as BENCH_PARTS
+from .benchmarks.bench import bench as run_bench
+from .benchmarks.settings import Settings
+from .benchmarks.show import show as show_bench
 from .comparison.comparing import Request
 from .comparison.comparing import compare as compare_rules
 from .comparison.settings import chosen_rules as rules_named
 from .comparison.settings import own_settings
 from .comparison.terminal import as_object, show
+from .engines.choice import choose
 from .experiment import Experiment, ExperimentError, from_toml
 from .planning.picture import draw_plan
 from .planning.question import plan_for
@@ -87,6 +92,15 @@ def run(
     partition: Annotated[str | None, _flag("partition", "iid, dirichlet:0.3, pathological:2, shard, ...")] = None,
     clients: Annotated[int | None, _flag("clients", "Number of clients.")] = None,
     clients_per_round: Annotated[int | None, _flag("clients_per_round", "Clients sampled each round (0: all).")] = None,
+    clients_per_evaluation: Annotated[
+        int | None, _flag("clients_per_evaluation", "Clients that judge a new model (0: all, or 1000 of more).")
+    ] = None,
+    resample: Annotated[
+        bool | None, _flag("resample", "Every client draws its own samples: clients may be millions.")
+    ] = None,
+    samples_per_client: Annotated[
+        int | None, _flag("samples_per_client", "Samples that a client draws (0: 100); with --resample.")
+    ] = None,
     rounds: Annotated[int | None, _flag("rounds", "Number of rounds.")] = None,
     epochs: Annotated[int | None, _flag("epochs", "Local epochs a round.")] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "Samples in a local step.")] = None,
@@ -100,7 +114,8 @@ def run(
     holdout: Annotated[float | None, _flag("holdout", "Part of a client's samples kept to evaluate it.")] = None,
     evaluate_every: Annotated[int | None, _flag("evaluate_every", "Rounds between evaluations.")] = None,
     seed: Annotated[int | None, _flag("seed", "The one seed of everything.")] = None,
-    engine: Annotated[str | None, _flag("engine", "Where clients run: inline.")] = None,
+    engine: Annotated[str | None, _flag("engine", "Where clients run: auto, inline, cohort, pool or flower.")] = None,
+    devices: Annotated[str | None, _flag("devices", "Workers: cpu:2 is two processes; or cuda:0,cuda:1.")] = None,
     timeout: Annotated[float | None, _flag("timeout", "Seconds to wait for a round's replies (0: all).")] = None,
     threads: Annotated[int | None, _flag("threads", "PyTorch threads.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
@@ -117,10 +132,12 @@ def run(
     """
     flags = {
         "rule": rule, "data": data, "model": model, "partition": partition, "clients": clients,
-        "clients-per-round": clients_per_round, "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
+        "clients-per-round": clients_per_round, "clients-per-evaluation": clients_per_evaluation,
+        "resample": resample, "samples-per-client": samples_per_client,
+        "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
         "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "fleet": fleet, "adapt": adapt,
         "micro-batch": micro_batch, "audit": audit, "holdout": holdout,
-        "evaluate-every": evaluate_every, "seed": seed, "engine": engine, "timeout": timeout,
+        "evaluate-every": evaluate_every, "seed": seed, "engine": engine, "devices": devices, "timeout": timeout,
         "threads": threads, "name": name,
     }  # fmt: skip
     flags = {key: value for key, value in flags.items() if value is not None}
@@ -131,13 +148,13 @@ def run(
             world, folder = reopen(resume)
         else:
             chosen = from_toml(experiment, flags, options or [])
-            if chosen.engine == "flower":
-                raise ExperimentError("engine flower is Flower's own runtime, started by `flwr run .`: use inline here")
             world, folder = start(chosen, runs_dir)
         say(console, headline(world.experiment))
+        choice = choose(world)
+        say(console, world.chosen or str(choice))
         done = summarise(read_run(folder))["rounds"] or 0
         with Watcher(console, world.experiment, done, world.admissions()) as watcher:
-            execute(world, folder, watcher, watcher.client_done)
+            execute(world, folder, watcher, watcher.client_done, choice)
     except RunFailed as failure:
         if as_json:
             with suppress(NotARun):  # a disk that fails may take the run with it: the line below is said then alone
@@ -237,6 +254,21 @@ def report(
         print(path)
 
 
+@app.command()
+def bench(
+    only: Annotated[str, typer.Option(help=f"Parts with commas between, of {', '.join(BENCH_PARTS)}.")] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are told.")] = Settings.repeats,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that are timed in a run.")] = Settings.rounds,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = Settings.device,
+    picture: Annotated[Path | None, typer.Option(help="Draw the figures to this PNG file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure speed and memory beside hand-written loops, in one run; a quarter of an hour without --only."""
+    console = Console(stderr=True)
+    found = run_bench(only, Settings(repeats, rounds, device, tell=lambda line: say(console, line)), picture)
+    _print_json(found) if as_json else show_bench(found, Console())
+
+
 # `compare` takes the flags of `run`, word for word.
 _of_run = SimpleNamespace(**get_type_hints(run, include_extras=True))
 
@@ -254,6 +286,9 @@ def compare(
     partition: _of_run.partition = None,
     clients: _of_run.clients = None,
     clients_per_round: _of_run.clients_per_round = None,
+    clients_per_evaluation: _of_run.clients_per_evaluation = None,
+    resample: _of_run.resample = None,
+    samples_per_client: _of_run.samples_per_client = None,
     rounds: _of_run.rounds = None,
     epochs: _of_run.epochs = None,
     batch_size: _of_run.batch_size = None,
@@ -279,7 +314,9 @@ def compare(
     """
     flags = {
         "data": data, "model": model, "partition": partition, "clients": clients,
-        "clients-per-round": clients_per_round, "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
+        "clients-per-round": clients_per_round, "clients-per-evaluation": clients_per_evaluation,
+        "resample": resample, "samples-per-client": samples_per_client,
+        "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
         "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "fleet": fleet, "adapt": adapt,
         "micro-batch": micro_batch, "audit": audit, "holdout": holdout, "evaluate-every": evaluate_every,
         "seed": seed, "threads": threads, "name": name,

@@ -1,8 +1,9 @@
 """Data sets: the built-in digits, a local folder, an array file or any data set of the Hugging Face hub.
 
-`load` gives one `DataSet`: a train split that `partition` divides among the clients and a central test split. Both are
-`Samples`, views of one array of all rows, so a thousand clients cost a thousand index vectors and no copy. How data is
-found and decoded is in `sources.py`; what is decoded is kept, see `cache.py`.
+`load` gives one `DataSet`: a train split that `partition` divides among the clients, or from which `resample` lets each
+draw its own, and a central test split. Both are `Samples`, views of one array of all rows, so a thousand clients cost a
+thousand index vectors and no copy. How data is found and decoded is in `sources.py`; what is decoded is kept, see
+`cache.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from torch import Tensor
 from ..algorithms.seeds import Purpose, generator
 from .cache import Source, fingerprint
 from .refusal import DataError, require
+from .resampling import Resampled
 from .sources import BUILT_IN, locate, source
 
-__all__ = ["BUILT_IN", "DataError", "DataSet", "Samples", "load", "partition", "split"]
+__all__ = ["BUILT_IN", "DataError", "DataSet", "Samples", "load", "partition", "resample", "split"]
 
 _CATEGORIES = 1000  # most one-hot features of one column of a table
-_TEST, _LIMIT, _PARTITION, _HOLDOUT = range(4)  # second word of every random place of this module
+_TEST, _LIMIT, _PARTITION, _HOLDOUT, _RESAMPLE = range(5)  # second word of every random place of this module
 
 log = logging.getLogger("fedforward")
 
@@ -50,9 +52,9 @@ class Samples:
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return fresh tensors (b, *shape) float32 and (b,) int64 of `rows`, (b,) int64 positions in this view."""
-        index = self.index[rows]
-        x = self.x[index].float()
-        return (x if self.scale == 1 else x.mul_(self.scale)), self.y[index]
+        index = self.index.index_select(0, rows)
+        x = self.x.index_select(0, index).float()
+        return (x if self.scale == 1 else x.mul_(self.scale)), self.y.index_select(0, index)
 
     def subset(self, rows: Tensor) -> Samples:
         """Return the view of `rows`, (m,) int64 positions in this view."""
@@ -137,6 +139,22 @@ def partition(data: DataSet, spec: str, clients: int, seed: int) -> list[Tensor]
     return divide(data.train.y[data.train.index].numpy(), data.columns, spec, clients, seed, _PARTITION)
 
 
+def resample(data: DataSet, spec: str, clients: int, samples: int, seed: int) -> Resampled:
+    """Return the rows of `data.train` of every client, each drawing its own, made when asked for: see `resampling`.
+
+    Args:
+        data: the data set to draw from.
+        spec: `iid`, `dirichlet:ALPHA` or `pathological:CLASSES`.
+        clients: number of clients.
+        samples: rows of a client; 0 for 100, or all rows if they are fewer.
+        seed: run seed.
+
+    Raises:
+        DataError: another partition, an impossible argument, more samples than rows.
+    """
+    return Resampled(data.train.y[data.train.index].numpy(), spec, clients, samples, seed, _RESAMPLE)
+
+
 def split(rows: Tensor, holdout: float, seed: int, client: int) -> tuple[Tensor, Tensor]:
     """Divide a client's rows into those it learns from and those it is judged by, both sorted.
 
@@ -147,9 +165,16 @@ def split(rows: Tensor, holdout: float, seed: int, client: int) -> tuple[Tensor,
     """
     if not 0 <= holdout < 1:
         raise DataError(f"holdout={holdout} must be at least 0 and below 1")
-    held = min(max(round(holdout * len(rows)), int(holdout > 0)), max(len(rows) - 1, 0))
+    held = len(rows) - learned(len(rows), holdout)
+    if not held:
+        return rows.sort().values, rows[:0]
     order = torch.from_numpy(generator(seed, Purpose.DATA, _HOLDOUT, client).permutation(len(rows)))
     return rows[order[held:].sort().values], rows[order[:held].sort().values]
+
+
+def learned(samples: int, holdout: float) -> int:
+    """Return how many of a client's samples it learns from, see `split`."""
+    return samples - min(max(round(holdout * samples), int(holdout > 0)), max(samples - 1, 0))
 
 
 # ---- from a source to a data set ------------------------------------------------------------------------------------

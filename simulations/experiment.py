@@ -21,8 +21,9 @@ from ..server.job import SCHEDULES
 from .refusal import closest
 
 PARTS = ("rule", "model", "strategy", "data")
-ENGINES = ("inline", "flower")
+ENGINES = ("auto", "inline", "cohort", "pool", "flower")
 ADAPTS = ("none", "rule")
+EVALUATED = 1000  # clients that judge a new model, unless the experiment says how many
 
 
 class ExperimentError(ValueError):
@@ -40,6 +41,9 @@ class Experiment:
     partition: str = "iid"
     clients: int = 20
     clients_per_round: int = 0  # 0: all
+    clients_per_evaluation: int = 0  # clients that judge the new model; 0: all up to 1000, of more 1000 that are drawn
+    resample: bool = False  # clients draw their own samples, so there may be more clients than samples
+    samples_per_client: int = 0  # with resample; 0: 100, or all there are if they are fewer
     rounds: int = 30
     epochs: int = 2  # local epochs a round
     batch_size: int = 10
@@ -53,7 +57,8 @@ class Experiment:
     holdout: float = 0.1  # part of a client's samples kept for its own evaluation
     evaluate_every: int = 1  # rounds between evaluations, on the server and on clients
     seed: int = 0
-    engine: str = "inline"  # flower: under `flwr run`
+    engine: str = "auto"  # where clients run: inline, cohort, pool or flower; auto picks the fastest
+    devices: str = ""  # cpu:2 for two worker processes, cuda:0,cuda:1 for one on each GPU; empty: what there is
     timeout: float = 0.0  # seconds to wait for a round's replies; 0: for all of them
     threads: int = 1  # PyTorch threads; part of the experiment, since sums depend on it
     set: dict[str, dict[str, Any]] = field(default_factory=dict)  # options by part
@@ -67,10 +72,17 @@ class Experiment:
         for key in ("clients", "rounds", "epochs", "batch_size", "evaluate_every", "threads"):
             if getattr(self, key) < 1:
                 raise ExperimentError(f"{_dashed(key)} must be at least 1, not {getattr(self, key)}")
-        if not 0 <= self.clients_per_round <= self.clients:
+        for key, meaning in (("clients_per_round", "all"), ("clients_per_evaluation", f"all, or {EVALUATED} of more")):
+            if not 0 <= getattr(self, key) <= self.clients:
+                raise ExperimentError(
+                    f"{_dashed(key)} must be between 1 and clients ({self.clients}), or 0 for {meaning};"
+                    f" it is {getattr(self, key)}"
+                )
+        if self.samples_per_client < 0:
+            raise ExperimentError(f"samples-per-client must be at least 0, not {self.samples_per_client}")
+        if self.samples_per_client and not self.resample:
             raise ExperimentError(
-                f"clients-per-round must be between 1 and clients ({self.clients}), or 0 for all;"
-                f" it is {self.clients_per_round}"
+                "samples-per-client is how many samples a client draws of its own: add --resample, or leave it out"
             )
         if not 0 <= self.audit <= 1:
             raise ExperimentError(f"audit must be between 0 and 1, not {self.audit:g}")
@@ -93,6 +105,10 @@ class Experiment:
     def sampled(self) -> int:
         """Return the number of clients in a round."""
         return self.clients_per_round or self.clients
+
+    def evaluated(self) -> int:
+        """Return the number of clients that evaluate a new model."""
+        return self.clients_per_evaluation or min(self.clients, EVALUATED)
 
     def replace(self, **changes: Any) -> Experiment:
         """Return a copy with some fields changed."""
@@ -219,10 +235,10 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         raise ExperimentError(f"{_dashed(key)} must be a number, not {value!r}")
-    if kind in (int, str):
-        if isinstance(value, kind) and not isinstance(value, bool):
+    if kind in (bool, int, str):
+        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
-        wanted = "a whole number" if kind is int else "a text"
+        wanted = {bool: "true or false", int: "a whole number", str: "a text"}[kind]
         raise ExperimentError(f"{_dashed(key)} must be {wanted}, not {value!r}")
     if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
         raise ExperimentError("set must hold a table for each part, as in [set.rule] momentum = 0.9")

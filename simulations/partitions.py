@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,33 +19,33 @@ from torch import Tensor
 
 from ..algorithms.seeds import Purpose, generator, integer_seed
 from .refusal import DataError, near
+from .specs import Takes, parse
 
 
 class Partition(NamedTuple):
-    """A partitioner by name: its argument and how to build it."""
+    """A partitioner by name: the argument it takes and how to build it."""
 
-    default: str | None  # the argument when none is given; None: it takes none
-    kind: type  # of the argument
+    takes: Takes
     build: Callable[[int, Any, int], flwr.Partitioner]  # (clients, argument, seed) -> partitioner
 
 
 # min_partition_size=0: small alphas leave some client without a sample in almost every draw, see `_feed`.
 # first-deterministic: the mode of the partitioner's paper; the classes are all used where there are clients enough.
 PARTITIONS: dict[str, Partition] = {
-    "iid": Partition(None, str, lambda n, _, seed: flwr.IidPartitioner(n)),
-    "linear": Partition(None, str, lambda n, _, seed: flwr.LinearPartitioner(n)),
-    "square": Partition(None, str, lambda n, _, seed: flwr.SquarePartitioner(n)),
-    "exponential": Partition(None, str, lambda n, _, seed: flwr.ExponentialPartitioner(n)),
+    "iid": Partition(Takes(None), lambda n, _, seed: flwr.IidPartitioner(n)),
+    "linear": Partition(Takes(None), lambda n, _, seed: flwr.LinearPartitioner(n)),
+    "square": Partition(Takes(None), lambda n, _, seed: flwr.SquarePartitioner(n)),
+    "exponential": Partition(Takes(None), lambda n, _, seed: flwr.ExponentialPartitioner(n)),
     "dirichlet": Partition(
-        "0.5",
-        float,
+        Takes("0.5", float),
         lambda n, alpha, seed: flwr.DirichletPartitioner(n, "label", alpha, min_partition_size=0, seed=seed),
     ),
     "pathological": Partition(
-        "2", int, lambda n, k, seed: flwr.PathologicalPartitioner(n, "label", k, "first-deterministic", seed=seed)
+        Takes("2", int),
+        lambda n, k, seed: flwr.PathologicalPartitioner(n, "label", k, "first-deterministic", seed=seed),
     ),
-    "shard": Partition("2", int, lambda n, k, seed: flwr.ShardPartitioner(n, "label", k, seed=seed)),
-    "natural": Partition("", str, lambda n, column, seed: flwr.NaturalIdPartitioner("natural")),
+    "shard": Partition(Takes("2", int), lambda n, k, seed: flwr.ShardPartitioner(n, "label", k, seed=seed)),
+    "natural": Partition(Takes(""), lambda n, column, seed: flwr.NaturalIdPartitioner("natural")),
 }
 
 
@@ -86,11 +85,12 @@ def divide(
         seed: run seed.
         place: keeps these draws apart from other draws of purpose DATA.
     """
-    name, argument = _parse(spec)
+    name, argument = parse(spec, {name: each.takes for name, each in PARTITIONS.items()})
     if clients < 1:
         raise DataError(f"{clients} clients: take at least 1, --clients 1")
     if clients > len(labels):
-        raise DataError(f"more clients ({clients}) than training samples ({len(labels)}): lower --clients")
+        remedy = "lower --clients or add --resample"
+        raise DataError(f"more clients ({clients}) than training samples ({len(labels)}): {remedy}")
     rows = generator(seed, Purpose.DATA, place).permutation(len(labels))
     table = {"label": labels[rows]}
     if name == "natural":
@@ -110,23 +110,6 @@ def divide(
         remedy = f"lower --clients or take another partition than {spec}"
         raise DataError(f"cannot divide {len(labels)} samples among {clients} clients ({reason}): {remedy}") from error
     return [torch.from_numpy(part) for part in _feed(parts)]
-
-
-def _parse(spec: str) -> tuple[str, Any]:
-    """Return a partition's name and argument: "dirichlet:0.3" -> ("dirichlet", 0.3)."""
-    name, colon, text = spec.partition(":")
-    if name not in PARTITIONS:
-        raise DataError(f"no partition '{name}'{near(name, PARTITIONS)}: take one of {', '.join(PARTITIONS)}")
-    default, kind, _ = PARTITIONS[name]
-    if default is None and colon:
-        raise DataError(f"partition {name} takes no argument: write {name}, not {spec}")
-    try:
-        value = kind(text or default or "")
-        if kind is float and not math.isfinite(value):
-            raise ValueError
-        return name, value
-    except ValueError:
-        raise DataError(f"partition {spec}: '{text}' is no {kind.__name__}: write {name}:{default}") from None
 
 
 def _natural(columns: dict[str, np.ndarray], column: str) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""The parts that an experiment names: rule, data, network, ladder and strategy, each made with its options."""
+"""The parts that an experiment names: rule, data, partitions, network, ladder, strategy, each with its options."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any
@@ -16,7 +16,7 @@ from ..client.budget import DeviceError
 from ..client.fitting import OverBudget
 from ..client.plan import Planner
 from ..server.strategies import DEFAULTS, STRATEGIES, FedScalar
-from .datasets import DataSet, load
+from .datasets import DataSet, load, partition, resample
 from .experiment import Experiment, ExperimentError
 from .naming import checked_options, is_reference, named
 from .refusal import DataError
@@ -51,6 +51,14 @@ def build_data(experiment: Experiment) -> DataSet:
     if not isinstance(data, DataSet):
         raise ExperimentError(f"data '{name}' gives {_kind(data)}, not a fedforward.simulations.datasets.DataSet")
     return data
+
+
+def build_partitions(experiment: Experiment, data: DataSet) -> Sequence[torch.Tensor]:
+    """Return the rows of every client: dealt out, or drawn by each client when it is asked for."""
+    e = experiment
+    if e.resample:
+        return resample(data, e.partition, e.clients, e.samples_per_client, e.seed)
+    return partition(data, e.partition, e.clients, e.seed)
 
 
 def build_network(experiment: Experiment, data: DataSet) -> Network:
@@ -126,14 +134,14 @@ def build_strategy(experiment: Experiment, rule: Rule) -> Strategy:
 
 
 def _sampling(experiment: Experiment) -> dict[str, Any]:
-    """Return FedAvg's options that train the sampled clients of a round and evaluate all clients."""
-    sampled, clients = experiment.sampled(), experiment.clients
+    """Return FedAvg's options that train the sampled clients of a round and evaluate those that the experiment says."""
+    sampled, evaluated, clients = experiment.sampled(), experiment.evaluated(), experiment.clients
     return {
         "fraction_train": sampled / clients,
         "min_train_nodes": sampled,
         "min_available_nodes": sampled,
-        "fraction_evaluate": 1.0,
-        "min_evaluate_nodes": clients,
+        "fraction_evaluate": evaluated / clients,
+        "min_evaluate_nodes": evaluated,
     }
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..algorithms.seeds import Purpose, generator
 from ..client.budget import PROFILES, Device, DeviceError, read_device
 from ..client.fitting import Fit
@@ -20,7 +22,32 @@ from .refusal import closest
 AS_ASKED = "as asked"  # how a client trains that changes nothing to fit its device
 
 
-def devices_of(fleet: str, clients: int, seed: int) -> list[Device]:
+class Devices(Sequence[Device]):
+    """The device of every client, a byte each.
+
+    Args:
+        kinds: the devices of a fleet.
+        counts: how many clients have each.
+        seed: run seed; decides which.
+    """
+
+    def __init__(self, kinds: Sequence[Device], counts: Sequence[int], seed: int) -> None:
+        self.kinds = tuple(kinds)
+        self.codes = np.repeat(np.arange(len(kinds), dtype=np.min_scalar_type(len(kinds))), counts)
+        generator(seed, Purpose.FLEET).shuffle(self.codes)
+        self.counts = Counter()
+        for kind, count in zip(kinds, counts, strict=True):
+            self.counts[kind] += count
+        self.counts = +self.counts  # without those that nobody has
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, client: int) -> Device:
+        return self.kinds[self.codes[client]]
+
+
+def devices_of(fleet: str, clients: int, seed: int) -> Sequence[Device]:
     """Return the device of every client, or nothing for an empty fleet.
 
     Raises:
@@ -35,8 +62,7 @@ def devices_of(fleet: str, clients: int, seed: int) -> list[Device]:
     by_remainder = sorted(range(len(mix)), key=lambda i: counts[i] - shares[i])  # the largest remainders first
     for i in by_remainder[: clients - sum(counts)]:
         counts[i] += 1
-    devices = [device for (device, _), count in zip(mix, counts, strict=True) for _ in range(count)]
-    return [devices[i] for i in generator(seed, Purpose.FLEET).permutation(clients)]
+    return Devices([device for device, _ in mix], counts, seed)
 
 
 def find_device(name: str) -> Device:
@@ -66,19 +92,22 @@ def _entry(text: str) -> tuple[Device, float]:
 
 
 class Admission(NamedTuple):
-    """What becomes of a client on its device."""
+    """What becomes of clients that have as many samples and the same device."""
 
-    client: int
+    clients: int
     device: Device
     fit: Fit | None  # None: over budget
-    words: str  # how it trains, or why it does not
+    words: str  # how they train, or why they do not
 
 
 def describe(admissions: Sequence[Admission]) -> list[str]:
     """Return a line a device, the one with least memory first: how many clients it has, and how they train."""
     lines = []
     for device in sorted({admission.device for admission in admissions}, key=lambda device: device.budget):
-        counted = Counter(admission.words for admission in admissions if admission.device == device)
+        counted: Counter[str] = Counter()
+        for admission in admissions:
+            if admission.device == device:
+                counted[admission.words] += admission.clients
         said = "; ".join(f"{count} {words}" for words, count in counted.most_common())
         count = counted.total()
         clients = f"{count} client{'s' * (count > 1)}"

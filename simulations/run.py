@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 
@@ -20,18 +21,19 @@ import torch
 from flwr.app import Context
 
 from .. import __version__
-from ..client import make_client_app
 from ..server.checkpoint import load as load_checkpoint
 from ..server.job import Job, Observer
 from ..server.records import EXPERIMENT, NotARun, Records, read_run, write_atomically
 from ..server.rounds import RunFailed, model_hash, run_rounds
-from .engines.inline import InlineGrid
+from .engines.choice import Choice, choose, grid_of
+from .engines.pool import PoolFailed
 from .experiment import Experiment, ExperimentError, from_mapping, from_run_config
 from .population import Admission
 from .report import write_report
 from .world import World, build, resolved
 
 RUNS = Path("runs")
+COMMIT_SECONDS = 0.5  # most work that a killed process loses, beside the round that was under way
 log = getLogger("fedforward")
 
 
@@ -52,6 +54,10 @@ def start(experiment: Experiment, runs: Path = RUNS) -> tuple[World, Path]:
             f"{folder} exists: choose another --name, or go on with it by `fedforward run --resume {folder}`"
         )
     world = build(experiment)
+    if experiment.engine == "auto":  # recorded as chosen, since the last bits of a cohort's numbers are its own
+        choice = choose(world)
+        experiment = experiment.replace(engine=choice.engine)
+        world = replace(world, experiment=experiment, chosen=str(choice))
     admissions = world.admissions()
     if admissions and not any(admission.fit for admission in admissions):
         raise ExperimentError(_nobody_fits(admissions[0], experiment))
@@ -90,21 +96,31 @@ def reopen(folder: Path) -> tuple[World, Path]:
 
 
 def execute(
-    world: World, folder: Path, observer: Observer | None = None, on_reply: Callable[[], None] | None = None
+    world: World,
+    folder: Path,
+    observer: Observer | None = None,
+    on_reply: Callable[[], None] | None = None,
+    choice: Choice | None = None,
 ) -> None:
     """Run a world's experiment to its end on its engine, and write the report.
+
+    Args:
+        world: what to run.
+        folder: the run's folder.
+        observer: whoever wants to watch.
+        on_reply: called after each client.
+        choice: where clients run; None leaves it to the experiment.
 
     Raises:
         RunFailed: if a round ended without a single update, or the disk is full; the run can be resumed.
         RunInUse: if another process is at it.
     """
-    e = world.experiment
+    choice = choice or choose(world)
     job = _job(world, folder, observer)
-    client_app = make_client_app(lambda context: world.client(int(context.node_config["partition-id"])))
-    grid = InlineGrid(client_app, e.clients, e.to_run_config(), on_reply)
     remedy = f"go on with fedforward run --resume {folder}"
     try:
-        run_rounds(job, grid)
+        with grid_of(world, choice, on_reply) as grid:
+            run_rounds(job, grid)
         job.records.finish()
         remedy = f"the run is finished, and its report wants fedforward report {folder}"
         write_report([folder])
@@ -112,7 +128,7 @@ def execute(
         job.records.finish("failed")
         write_report([folder])
         raise
-    except TimeoutError as error:  # an OSError too, but of the network
+    except (TimeoutError, PoolFailed) as error:  # the former an OSError too, but of the network
         job.records.finish("failed")
         raise RunFailed(str(error)) from error
     except BrokenPipeError:  # nobody reads what the observer prints
@@ -172,7 +188,7 @@ def _make(folder: Path, experiment: Experiment) -> None:
 
 
 def _job(world: World, folder: Path, observer: Observer | None) -> Job:
-    records = Records(folder)
+    records = Records(folder, delay=COMMIT_SECONDS)
     records.go_on()
     return Job(world.plan(), world.strategy(), world.initial(), world.evaluate, records, observer, world.complete)
 

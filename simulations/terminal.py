@@ -39,7 +39,7 @@ class Watcher:
         console: where to write.
         experiment: what is running.
         done: rounds that were there before.
-        admissions: what becomes of every client on its device; nothing without a fleet.
+        admissions: what becomes of the clients on their devices; nothing without a fleet.
     """
 
     def __init__(
@@ -97,7 +97,8 @@ def headline(experiment: Experiment) -> str:
     """Return the line that begins a run."""
     e = experiment
     clients = f"{e.clients} clients" if e.sampled() == e.clients else f"{e.sampled()} of {e.clients} clients"
-    return f"{e.rule} on {e.data} ({e.partition}), {clients}, {e.rounds} rounds, seed {e.seed}"
+    partition = f"{e.partition}, resampled" if e.resample else e.partition
+    return f"{e.rule} on {e.data} ({partition}), {clients}, {e.rounds} rounds, seed {e.seed}"
 
 
 def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
@@ -146,7 +147,7 @@ def _replies(experiment: Experiment, done: int) -> int:
     """Return how often a client will be asked to train or to evaluate in the rounds after `done`."""
     left = range(done + 1, experiment.rounds + 1)
     evaluated = sum(t == experiment.rounds or t % experiment.evaluate_every == 0 for t in left)
-    return len(left) * experiment.sampled() + evaluated * experiment.clients
+    return len(left) * experiment.sampled() + evaluated * experiment.evaluated()
 
 
 def _largest(clients: list[dict[str, Any]], column: str) -> int | None:

@@ -6,16 +6,22 @@ Everything that can be wrong with an experiment is found here, before a run's fo
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, Context, Message, MessageType
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
 from .. import protocol
-from ..client import Client, Trainer
+from ..algorithms.rule import Tensors
+from ..client import Client, Trainer, make_client_app
+from ..client.app import assignment
 from ..client.budget import Device
 from ..client.fitting import OverBudget
 from ..client.plan import MemoryPlan
@@ -24,10 +30,11 @@ from ..server import checkpoint
 from ..server.job import Plan
 from ..server.rows import AUDIT_FAILED, Row
 from ..server.strategies import DEFAULTS
-from .datasets import DataSet, partition, split
+from .datasets import DataSet, learned, split
 from .experiment import Experiment, from_run_config
-from .parts import blamed_on, build_data, build_ladder, build_network, build_rule, build_strategy
-from .population import AS_ASKED, Admission, devices_of
+from .parts import blamed_on, build_data, build_ladder, build_network, build_partitions, build_rule, build_strategy
+from .population import AS_ASKED, Admission, Devices, devices_of
+from .resampling import Resampled
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,9 @@ class World:
     experiment: Experiment
     trainer: Trainer
     data: DataSet
-    partitions: list[torch.Tensor]  # rows of the training data, one tensor a client
-    devices: list[Device]  # one a client; empty: without limits
+    partitions: Sequence[torch.Tensor]  # rows of the training data, one tensor a client, perhaps made when asked for
+    devices: Sequence[Device]  # one a client; empty: without limits
+    chosen: str = ""  # why its engine was chosen, if it was
 
     def client(self, index: int) -> Client:
         """Return client `index`, whose data are views of the data set."""
@@ -46,6 +54,12 @@ class World:
         train, test = split(rows, self.experiment.holdout, self.experiment.seed, index)
         device = self.devices[index] if self.devices else None
         return Client(index, self.trainer, self.data.train.subset(train), self.data.train.subset(test), device)
+
+    def samples(self, index: int) -> int:
+        """Return how many samples client `index` learns from, without making it."""
+        rows = self.partitions
+        held = rows.samples if isinstance(rows, Resampled) else len(rows[index])
+        return learned(held, self.experiment.holdout)
 
     def initial(self) -> ArrayRecord:
         """Return the initial model as the server sends it."""
@@ -56,20 +70,42 @@ class World:
         result = self.trainer.evaluate(protocol.decode_params(arrays), self.data.test)
         return result.loss, result.accuracy
 
+    def app(self, memory: Tensors | None = None) -> ClientApp:
+        """Return a client app whose clients train in the same `memory` in turn: a reply's model lies there."""
+        memory = self.trainer.initial_params() if memory is None else memory
+        return make_client_app(
+            lambda context: dataclasses.replace(self.client(int(context.node_config["partition-id"])), workspace=memory)
+        )
+
+    def work(self, index: int, message: Message) -> int:
+        """Return the FLOPs of what a client is asked to train; 0 for one that will not."""
+        if message.metadata.message_type != MessageType.TRAIN:
+            return 0
+        with suppress(Exception):  # of a user's rule: the client will say what is wrong
+            todo = assignment(protocol.only(message.content.config_records))
+            return self.trainer.flops(self.samples(index), todo, self.devices[index].budget if self.devices else None)
+        return 0
+
     def admissions(self) -> list[Admission]:
-        """Return what becomes of every client on its device, before anything runs; nothing without a fleet."""
+        """Return what becomes of the clients on their devices, before anything runs; nothing without a fleet."""
         found = []
-        for index, device in enumerate(self.devices):
+        for (samples, device), clients in self._alike().items():
             try:
                 with blamed_on(f"rule '{self.experiment.rule}'"):
-                    fit = self.trainer.fit_to(len(self.client(index).train), self._assignment, device.budget)
+                    fit = self.trainer.fit_to(samples, self._assignment, device.budget)
                 words = self.changes(
                     self.experiment.rule if not fit.rank else fit.rule.name, fit.micro_batch, fit.chunk
                 )
-                found.append(Admission(index, device, fit, words))
+                found.append(Admission(clients, device, fit, words))
             except OverBudget as error:
-                found.append(Admission(index, device, None, f"over budget: {error}"))
+                found.append(Admission(clients, device, None, f"over budget: {error}"))
         return found
+
+    def _alike(self) -> Counter[tuple[int, Device]]:
+        """Count the clients that learn from as many samples on the same device, in the order of the first of each."""
+        if isinstance(self.partitions, Resampled) and isinstance(self.devices, Devices):  # no need to ask each of them
+            return Counter({(self.samples(0), device): clients for device, clients in self.devices.counts.items()})
+        return Counter((self.samples(index), device) for index, device in enumerate(self.devices))
 
     def changes(self, rule: str, micro_batch: int, chunk: int) -> str:
         """Return in words what a client changed to fit its device: rule, batch parts, slices of directions."""
@@ -138,11 +174,10 @@ def build(experiment: Experiment) -> World:
             micro_batch=experiment.micro_batch, ladder=build_ladder(experiment, rule, net), audit=experiment.audit,
         )  # fmt: skip
         trainer.evaluate(trainer.initial_params(), data.test.subset(torch.arange(min(1, len(data.test)))))
-    partitions = partition(data, experiment.partition, experiment.clients, experiment.seed)
     devices = devices_of(experiment.fleet, experiment.clients, experiment.seed)
-    world = World(experiment, trainer, data, partitions, devices)
+    world = World(experiment, trainer, data, build_partitions(experiment, data), devices)
     with blamed_on(f"strategy '{experiment.strategy}'"):
-        checkpoint.dump(0, ArrayRecord(), world.strategy())
+        checkpoint.freeze(world.strategy())
     return world
 
 

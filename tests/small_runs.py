@@ -3,7 +3,6 @@
 import sqlite3
 from contextlib import closing
 
-from fedforward.client import make_client_app
 from fedforward.server.job import Job
 from fedforward.server.records import DATABASE, TIMES, Records
 from fedforward.server.rounds import run_rounds
@@ -46,9 +45,9 @@ def simulate(world, folder, *, strategy=None, initial=None, grid=InlineGrid, obs
         world.plan(), strategy or world.strategy(), initial or world.initial(), world.evaluate, records, observer,
         world.complete,
     )  # fmt: skip
-    app = make_client_app(lambda context: world.client(int(context.node_config["partition-id"])))
+    e = world.experiment
     try:
-        arrays = run_rounds(job, grid(app, world.experiment.clients, world.experiment.to_run_config()))
+        arrays = run_rounds(job, grid(world.app(), e.clients, e.to_run_config(), work=world.work))
         records.finish()
     finally:
         records.close()

@@ -17,7 +17,7 @@ MAY_USE = {  # layer: the layers it may import besides itself
     "__init__": set(),
 }
 PUBLIC_FLOWER = {"flwr", "flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.simulation"}
-INTERNAL_FLOWER = {"flwr.supercore.task_identity": "simulations/engines/inline.py"}
+INTERNAL_FLOWER = {"flwr.supercore.task_identity": "simulations/engines/local.py"}
 
 
 def package_files():
@@ -45,7 +45,7 @@ def layer_of(file):
 
 def test_every_file_is_found():
     names = {str(file.relative_to(ROOT)) for file in package_files()}
-    assert {"__init__.py", "protocol.py", "server/strategies/fedscalar.py", "simulations/engines/inline.py"} <= names
+    assert {"__init__.py", "protocol.py", "server/strategies/fedscalar.py", "simulations/engines/local.py"} <= names
     assert {layer_of(file) for file in package_files()} <= set(MAY_USE)
 
 

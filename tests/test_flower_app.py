@@ -88,7 +88,9 @@ def test_flower_ray_ends_in_the_same_model_and_rows_as_inline(superlink, tmp_pat
         ["flwr", "run", str(ROOT), "--stream", "--run-config", overrides, "--federation-config", federation],
         env=superlink, check=True, capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
-    world, folder = start(from_run_config(run_config() | settings | {"set": options, "name": "inline"}), tmp_path)
+    world, folder = start(
+        from_run_config(run_config() | settings | {"set": options, "name": "inline", "engine": "inline"}), tmp_path
+    )
     execute(world, folder)
     ray, inline = read_run(tmp_path / "ray"), read_run(folder)
     assert ray.rounds.model_sha256.tolist() == inline.rounds.model_sha256.tolist()

@@ -9,7 +9,7 @@ float32, but for the CNN, where rounding decides near ties of max-pooling and ea
     plain         nn.Module, autograd, torch.optim.SGD: what anybody would write first
     by_hand       MLP: the step's formulas in place, without a graph; gradients are added to the weights as products
     cpu_aware     CNN: channels last, ReLU after pooling, autograd.grad, one fused update, no optimizer
-    two_workers   two pinned processes with the steps of the two before, shared weights, one partial sum a worker
+    two_workers   CPU: two pinned processes with the steps of the two before, shared weights, one partial sum a worker
     bmm           MLP: the ten clients of a round as one program of batched products
     vmap          the ten clients of a round as one program made by torch.func.vmap
 
@@ -59,11 +59,11 @@ def synthetic() -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(rng.integers(0, CLASSES, CLIENTS * SAMPLES))
 
 
-def initial(model: Model, dtype: torch.dtype = torch.float32) -> Weights:
+def initial(model: Model, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Weights:
     """Return the weights that every loop starts from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return [p.detach().to(dtype) for p in model(SHAPE, CLASSES).parameters()]
+        return [p.detach().to(device, dtype) for p in model(SHAPE, CLASSES).parameters()]
 
 
 def schedule(rounds: int) -> Iterator[list[Tensor]]:
@@ -77,7 +77,7 @@ def schedule(rounds: int) -> Iterator[list[Tensor]]:
 
 def plain(x: Tensor, y: Tensor, rounds: int, model: Model = mlp) -> tuple[float, Weights]:
     """Train as the manual says."""
-    net = model(SHAPE, CLASSES).to(x.dtype)
+    net = model(SHAPE, CLASSES).to(x.device, x.dtype)
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
 
     def step(local: Weights, x: Tensor, y: Tensor) -> None:
@@ -86,18 +86,18 @@ def plain(x: Tensor, y: Tensor, rounds: int, model: Model = mlp) -> tuple[float,
             F.cross_entropy(net(x), y).backward()
             optimizer.step()
 
-    return _fed_avg(step, x, y, rounds, initial(model, x.dtype), [p.detach() for p in net.parameters()])
+    return fed_avg(step, x, y, rounds, initial(model, x.dtype, x.device), [p.detach() for p in net.parameters()])
 
 
 def by_hand(x: Tensor, y: Tensor, rounds: int) -> tuple[float, Weights]:
     """Train the MLP by its formulas."""
-    return _fed_avg(step_by_hand, x, y, rounds, initial(mlp, x.dtype))
+    return fed_avg(step_by_hand, x, y, rounds, initial(mlp, x.dtype, x.device))
 
 
 def cpu_aware(x: Tensor, y: Tensor, rounds: int) -> tuple[float, Weights]:
     """Train the CNN with the kernels that a CPU is fast at."""
-    local = [w.clone(memory_format=_last(w)).requires_grad_() for w in initial(cnn, x.dtype)]
-    return _fed_avg(step_cpu_aware, x, y, rounds, initial(cnn, x.dtype), local)
+    local = [w.clone(memory_format=_last(w)).requires_grad_() for w in initial(cnn, x.dtype, x.device)]
+    return fed_avg(step_cpu_aware, x, y, rounds, initial(cnn, x.dtype, x.device), local)
 
 
 def step_by_hand(local: Weights, x: Tensor, y: Tensor) -> None:
@@ -106,7 +106,7 @@ def step_by_hand(local: Weights, x: Tensor, y: Tensor) -> None:
     x, rate = x.flatten(1), -LR / len(y)
     a = torch.addmm(b1, x, w1.T).relu_()
     e = torch.addmm(b2, a, w2.T).softmax(1)
-    e[torch.arange(len(y)), y] -= 1
+    e[torch.arange(len(y), device=y.device), y] -= 1
     d = (e @ w2).mul_(a > 0)
     w2.addmm_(e.T, a, alpha=rate)
     b2.add_(e.sum(0), alpha=rate)
@@ -124,7 +124,7 @@ def step_cpu_aware(local: Weights, x: Tensor, y: Tensor) -> None:
     torch._foreach_add_(local, torch.autograd.grad(loss, local), alpha=-LR)
 
 
-def _fed_avg(
+def fed_avg(
     step: Step, x: Tensor, y: Tensor, rounds: int, weights: Weights, local: Weights | None = None
 ) -> tuple[float, Weights]:
     """Run the rounds one client after the other; `local` is what `step` trains, a copy of `weights` by default."""
@@ -133,10 +133,10 @@ def _fed_avg(
     with torch.no_grad():
         for t, clients in enumerate(schedule(rounds)):
             if t == WARM_UP:
-                started = time.perf_counter()
+                started = now(x)
             _visit(step, x, y, clients, weights, local, total)
             weights, total = total, weights
-    return time.perf_counter() - started, weights
+    return now(x) - started, weights
 
 
 def _visit(
@@ -154,7 +154,7 @@ def _visit(
 def two_workers(x: Tensor, y: Tensor, rounds: int, model: Model = mlp) -> tuple[float, Weights]:
     """Train with two persistent processes; this one only adds their partial sums."""
     context = processes.get_context("forkserver")
-    weights = [w.share_memory_() for w in initial(model, x.dtype)]
+    weights = [w.share_memory_() for w in initial(model, x.dtype, x.device)]
     partial = [[torch.empty_like(w).share_memory_() for w in weights] for _ in range(2)]
     pipes = [context.Pipe() for _ in range(2)]
     workers = [
@@ -212,7 +212,7 @@ def bmm(x: Tensor, y: Tensor, rounds: int) -> tuple[float, Weights]:
         w1.baddbmm_(d.mT, x, alpha=rate)
         b1.add_(d.sum(1), alpha=rate)
 
-    return _together(step, x, y, rounds, initial(mlp, x.dtype))
+    return _together(step, x, y, rounds, initial(mlp, x.dtype, x.device))
 
 
 def vmap(x: Tensor, y: Tensor, rounds: int, model: Model = mlp) -> tuple[float, Weights]:
@@ -229,7 +229,7 @@ def vmap(x: Tensor, y: Tensor, rounds: int, model: Model = mlp) -> tuple[float, 
     def step(local: Weights, x: Tensor, y: Tensor) -> None:
         torch._foreach_add_(local, gradients(local, x, y), alpha=-LR)
 
-    return _together(step, x, y, rounds, initial(model, x.dtype))
+    return _together(step, x, y, rounds, initial(model, x.dtype, x.device))
 
 
 def _together(step: Step, x: Tensor, y: Tensor, rounds: int, weights: Weights) -> tuple[float, Weights]:
@@ -238,13 +238,20 @@ def _together(step: Step, x: Tensor, y: Tensor, rounds: int, weights: Weights) -
     with torch.no_grad():
         for t, clients in enumerate(schedule(rounds)):
             if t == WARM_UP:
-                started = time.perf_counter()
+                started = now(x)
             for many, w in zip(local, weights, strict=True):
                 many.copy_(w)
             for rows in torch.stack(clients, 1):
                 step(local, x[rows], y[rows])
             weights = [many.mean(0) for many in local]
-    return time.perf_counter() - started, weights
+    return now(x) - started, weights
+
+
+def now(x: Tensor) -> float:
+    """Return the time at which all is done that was asked of the tensor's device."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
 
 
 def _last(weight: Tensor) -> torch.memory_format:

@@ -2,27 +2,26 @@
 
 Workload: one client's round of 60 steps on batches of 20 random 28×28 images, MLP 784-200-10 and LeNet. "Bare" is the
 same training with planning, budget and audit taken out; "planned" is what an unaudited run does; "audited" watches
-every operation. All three run alternately in this process, on one thread, and their medians are compared. The first
-plan of a step is paid once a run, and told apart.
+every operation. All three run in turns in this process, and the medians of their ratios are told. The first plan of a
+step is paid once a run, and told apart.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Annotated
 
 import torch
-import typer
 
 from ...algorithms import MODELS, RULES, Network
 from ...client import Trainer
 from ...client.trainer import Assignment
 from ..datasets import Samples
+from .settings import Row, Settings
 
 SHAPE, CLASSES, SAMPLES, BATCH, BUDGET = (1, 28, 28), 10, 1200, 20, 2**40
+RULES_MEASURED, MODELS_MEASURED = ("backprop", "mono-forward"), ("mlp", "lenet")
 TODO = Assignment(round=1, lr=0.01, epochs=1, batch_size=BATCH, evaluate=False)
 
 
@@ -41,11 +40,22 @@ class Bare(Trainer):
         """Return False."""
         return False
 
-    def _flops(self, chosen, samples, todo):
+    def flops(self, samples, todo, budget):
+        """Return 0."""
         return 0
 
 
-def measure(rule: str, model: str, repeats: int) -> dict[str, float | str]:
+def measure(settings: Settings) -> list[Row]:
+    """Return a row for each rule and model."""
+    rows = []
+    for rule in RULES_MEASURED:
+        for model in MODELS_MEASURED:
+            settings.tell(f"metering {rule}, {model}")
+            rows.append(compare(rule, model, 3 * settings.repeats))  # a round takes little time
+    return rows
+
+
+def compare(rule: str, model: str, repeats: int) -> Row:
     """Return medians: ratios to the bare rounds, and the milliseconds of a first plan."""
     options = {"hidden": [200]} if model == "mlp" else {}
     net = Network(lambda: MODELS[model](SHAPE, CLASSES, **options), SHAPE, CLASSES)
@@ -75,26 +85,3 @@ def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def main(
-    repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 15,
-    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "backprop,mono-forward",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
-) -> None:
-    """Print what planned and audited rounds take beside bare ones."""
-    torch.set_num_threads(1)
-    for rule in rules.split(","):
-        for model in ("mlp", "lenet"):
-            result = measure(rule, model, repeats)
-            if as_json:
-                print(json.dumps(result))
-            else:
-                print(
-                    f"{rule} {model}: planned {result['planned']:.3f} × bare, audited {result['audited']:.2f} × bare;"
-                    f" the first plan {result['first_plan_ms']:.0f} ms, a bare round {result['bare_ms']:.0f} ms"
-                )
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -75,6 +75,8 @@ def recorded(experiment: Experiment, runs: Path, elsewhere: str = "--runs-dir") 
     except NotARun as error:
         raise ExperimentError(f"{error}: {remedy}") from None
     there = from_mapping(tomllib.loads(run.info.get("experiment") or "")).replace(name=experiment.name)
+    if experiment.engine == "auto":  # a run records the one that was chosen
+        there = there.replace(engine="auto")
     if there != experiment:
         raise ExperimentError(f"{folder} holds a run with other settings ({_difference(there, experiment)}): {remedy}")
     return run

@@ -13,7 +13,10 @@ from ...algorithms import RULES
 from ..experiment import FIELDS, PARTS, Experiment, ExperimentError, choose, parse_options
 from ..naming import named
 
-COMMON = ("name", "rule", "seed", "data", "partition", "clients", "fleet", "holdout", "engine", "threads")
+COMMON = (
+    "name", "rule", "seed", "data", "partition", "clients", "resample", "samples_per_client", "fleet", "holdout",
+    "engine", "threads",
+)  # fmt: skip
 OWN = {key.replace("_", "-"): key for key in FIELDS if key not in (*COMMON, "set")}
 OWN_PARTS = tuple(part for part in PARTS if part != "data")
 

@@ -8,6 +8,7 @@ from fedforward.server.records import read_run
 from fedforward.server.rounds import model_hash
 from fedforward.server.strategies import STRATEGIES
 from fedforward.simulations.engines.inline import InlineGrid
+from fedforward.simulations.engines.local import own
 from small_runs import simulate, small_world
 
 
@@ -29,11 +30,11 @@ class Spy(InlineGrid):
 
     sent, answers = [], []
 
-    def send_and_receive(self, messages, *, timeout=None):
+    def stream(self, messages):
         Spy.sent += (messages := list(messages))
-        replies = super().send_and_receive(messages, timeout=timeout)
-        Spy.answers += replies
-        return replies
+        for reply in super().stream(messages):
+            Spy.answers.append(own(reply))
+            yield reply
 
 
 @pytest.fixture

@@ -39,9 +39,10 @@ def test_a_run_prints_a_line_a_round_and_a_table(cli, tmp_path):
     code, out, err = cli("run", *FLAGS, "--name", "it")
     assert code == 0 and "test accuracy" in out and out.endswith("report: runs/it/report.html\n")
     lines = err.splitlines()
-    assert lines[0] == "mono-forward on digits (iid), 5 clients, 2 rounds, seed 0" and len(lines) == 4
+    assert lines[0] == "mono-forward on digits (iid), 5 clients, 2 rounds, seed 0" and len(lines) == 5
     assert all(len(line) <= 80 for line in lines) and "\x1b" not in err
-    assert [line.split()[0] for line in lines[1:]] == ["round", "1/2", "2/2"]
+    assert lines[1] == "engine inline on cpu: about 1 s of training, not worth workers"
+    assert [line.split()[0] for line in lines[2:]] == ["round", "1/2", "2/2"]
     assert (tmp_path / "runs" / "it" / "report.html").is_file()
 
 
@@ -115,6 +116,10 @@ def test_flags_override_the_file(cli, no_report, tmp_path):
         (["--data", "/no/such/folder"], "no data at /no/such/folder"),
         (["--data", "./unlabelled"], "label"),
         (["--clients", "10000"], "more clients (10000) than training samples"),
+        (["--clients", "10000"], "lower --clients or add --resample"),
+        (["--samples-per-client", "9"], "add --resample, or leave it out"),
+        (["--resample", "--partition", "linear"], "take one of iid, dirichlet, pathological with --resample, or leave"),
+        (["--clients-per-evaluation", "21"], "or 0 for all, or 1000 of more; it is 21"),
         (["--batch-size", "0"], "batch-size must be at least 1"),
         (["--rounds", "-1"], "rounds must be at least 1"),
         (["--lr", "0"], "lr must be positive"),
@@ -286,7 +291,7 @@ def test_interrupted_in_a_round(cli, no_report, tmp_path, monkeypatch):
     monkeypatch.setattr(Records, "commit_round", commit)
     code, out, err = cli("run", "--resume", "runs/it", "--json")
     assert code == 0 and json.loads(out)["rounds"] == 2
-    assert [line.split()[0] for line in err.splitlines()[2:]] == ["2/2"]
+    assert [line.split()[0] for line in err.splitlines()[3:]] == ["2/2"]
 
 
 def test_interrupted_in_the_report(cli, monkeypatch):

@@ -160,6 +160,7 @@ def test_what_cannot_be_trained_or_diverges_is_a_row_with_its_reason(cli, no_rep
         (["--for=dfa.rule.scal=1"], "did you mean scale?"),
         (["--for=dfa.model.hiden=[3]"], "did you mean hidden?"),
         (["--for=dfa.clients=3"], "--for cannot change clients, which is the same for every rule: use --clients"),
+        (["--for=dfa.resample=true"], "--for cannot change resample, which is the same for every rule: use --resample"),
         (["--for=dfa.data.limit=3"], "--for cannot change data"),
         (["--for=dfa.lr"], "--for wants RULE.key=value, as in baffle.lr=0.3, not 'dfa.lr'"),
         (["--for=dfa=1"], "--for wants RULE.key=value"),

@@ -19,6 +19,7 @@ EXPERIMENTS = [
     Experiment(set={"model": {"hidden": [64, 32], "activation": "tanh"}, "rule": {"momentum": 0.9, "nesterov": True}}),
     Experiment(set={"rule": {"text": 'a "quote", one\'s own = \\ $x\n#', "empty": "", "list": ["a b", "c"]}}),
     Experiment(set={"data": {"nested": [[1, 2], [3]], "number": 1e-7, "limit": 10}}, name="my run"),
+    Experiment(clients=10**6, clients_per_round=100, clients_per_evaluation=50, resample=True, samples_per_client=20),
     Experiment(rule="some/where/my rule.py:Mine", data="./folder of data"),
 ]
 
@@ -42,11 +43,17 @@ def test_run_config_round_trip(experiment):
 
 def test_every_field_is_written_but_the_rules_own():
     assert set(tomllib.loads(Experiment(lr=1.0, set={"rule": {"a": 1}}).to_toml())) == {
-        "name", "rule", "data", "model", "partition", "clients", "clients-per-round", "rounds", "epochs", "batch-size",
-        "lr", "lr-schedule", "strategy", "fleet", "adapt", "micro-batch", "audit", "holdout",
-        "evaluate-every", "seed", "engine", "timeout", "threads",
-        "set",
+        "name", "rule", "data", "model", "partition", "clients", "clients-per-round", "clients-per-evaluation",
+        "resample", "samples-per-client", "rounds", "epochs", "batch-size", "lr",
+        "lr-schedule", "strategy", "fleet", "adapt", "micro-batch", "audit", "holdout", "evaluate-every",
+        "seed", "engine", "timeout", "threads", "set",
     }  # fmt: skip
+
+
+def test_all_clients_evaluate_up_to_a_thousand():
+    counts = [Experiment(clients=clients).evaluated() for clients in (1, 20, 1000, 1001, 10**6)]
+    assert counts == [1, 20, 1000, 1000, 1000]
+    assert Experiment(clients=5000, clients_per_evaluation=4000).evaluated() == 4000
 
 
 def test_flags_override_the_file(tmp_path):
@@ -93,6 +100,13 @@ def test_options_are_toml_or_plain_text():
         ({"batch-size": 0}, "batch-size must be at least 1, not 0"),
         ({"clients-per-round": 21}, "between 1 and clients (20), or 0 for all; it is 21"),
         ({"clients-per-round": -1}, "or 0 for all; it is -1"),
+        ({"clients-per-evaluation": 21}, "clients (20), or 0 for all, or 1000 of more; it is 21"),
+        ({"clients-per-evaluation": -1}, "clients-per-evaluation must be between 1 and clients"),
+        ({"resample": 1}, "resample must be true or false, not 1"),
+        ({"resample": "yes"}, "resample must be true or false, not 'yes'"),
+        ({"resample": True, "samples-per-client": -1}, "samples-per-client must be at least 0, not -1"),
+        ({"samples-per-client": 5}, "samples a client draws of its own: add --resample, or leave it out"),
+        ({"sample": True}, "did you mean resample"),
         ({"holdout": 1.0}, "holdout must be at least 0 and less than 1, not 1"),
         ({"seed": -1}, "seed must be between 0 and 2^63 − 1, not -1"),
         ({"lr-schedule": "cosin"}, "unknown lr-schedule 'cosin': did you mean cosine"),

@@ -4,6 +4,7 @@ from collections import Counter
 from textwrap import dedent
 
 import pytest
+from fedforward.algorithms.seeds import Purpose, generator
 from fedforward.client.budget import PROFILES, DeviceError
 from fedforward.simulations.population import Admission, describe, devices_of, find_device
 from fedforward.simulations.refusal import closest
@@ -55,9 +56,18 @@ def test_every_client_is_one_device_and_no_share_is_a_client_off(clients):
 
 def test_who_is_what_is_of_the_seed_alone():
     fleet = "mcu-1m:0.5,phone:0.5"
-    assert devices_of(fleet, 100, 7) == devices_of(fleet, 100, 7) != devices_of(fleet, 100, 8)
+    assert list(devices_of(fleet, 100, 7)) == list(devices_of(fleet, 100, 7)) != list(devices_of(fleet, 100, 8))
     names = [device.name for device in devices_of(fleet, 100, 7)]
     assert names[:50].count("phone") not in (0, 50)  # shuffled, not in the order of the mix
+
+
+@pytest.mark.parametrize("clients", [1, 10, 999, 20_000])
+def test_devices_are_dealt_as_a_permutation_deals_them(clients):
+    found = devices_of("mcu-1m:0.5,phone:0.3,mcu-1m:0.2", clients, 5)
+    assert found.codes.nbytes == clients == found.counts.total() and found.counts == Counter(found)
+    dealt = [found.kinds[code] for code in sorted(found.codes)]
+    assert list(found) == [dealt[i] for i in generator(5, Purpose.FLEET).permutation(clients)]
+    assert len(found) == clients and found[-1] == found[clients - 1]
 
 
 @pytest.mark.parametrize(
@@ -137,9 +147,9 @@ def test_every_profile_can_be_named_and_has_room_for_tensors():
 def test_admissions_are_a_line_a_device():
     small, large = PROFILES["mcu-256k"], PROFILES["phone"]
     refused = "over budget: needs 300,000 B, has 262,144 B (at aten.mm.default)"
-    admissions = [Admission(0, large, None, "as asked"), Admission(1, small, None, refused)]
+    admissions = [Admission(1, large, None, "as asked"), Admission(1, small, None, refused)]
     admissions += [Admission(2, small, None, "parts of 4"), Admission(3, small, None, refused)]
     assert "\n".join(describe(admissions)) == dedent("""\
-        mcu-256k (256.0 KiB for tensors), 3 clients: 2 over budget: needs 300,000 B, has 262,144 B (at aten.mm.default); 1 parts of 4
+        mcu-256k (256.0 KiB for tensors), 6 clients: 4 over budget: needs 300,000 B, has 262,144 B (at aten.mm.default); 2 parts of 4
         phone (769.4 MiB for tensors), 1 client: 1 as asked""")  # noqa: E501
     assert describe([]) == []

@@ -129,7 +129,7 @@ def kill_three_times(begin_one, words, folder, seed):
 
     process = begin_one(resume, folder, hold=4)
     wait_for((folder / "held-4").exists, process)
-    assert committed(folder) == 3
+    wait_for(lambda: committed(folder) == 3, process)
     process.kill()
     wait_for_end(process)
 

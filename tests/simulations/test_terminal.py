@@ -66,6 +66,10 @@ def test_the_bar_is_full_when_the_last_client_is_done():
     for _ in range(50):
         watcher.client_done()
     assert watcher.progress.finished
+    many = Experiment(clients=2000, clients_per_round=3, rounds=5, evaluate_every=2)
+    for experiment, evaluated in ((many, 1000), (many.replace(clients_per_evaluation=7), 7)):
+        watcher = Watcher(Console(file=io.StringIO()), experiment)
+        assert watcher.progress.tasks[0].total == 5 * 3 + 3 * evaluated
 
 
 def test_many_failures_are_counted():
@@ -75,7 +79,7 @@ def test_many_failures_are_counted():
 
 def test_a_fleet_is_described_once_and_its_refused_are_counted():
     refused = {"client": 0, "status": "over budget", "device": "mcu-256k", "reason": "needs 9 B, has 8 B"}
-    admissions = [Admission(n, PROFILES["mcu-256k"], None, "over budget: needs 9 B, has 8 B") for n in range(10)]
+    admissions = [Admission(10, PROFILES["mcu-256k"], None, "over budget: needs 9 B, has 8 B")]
     file = io.StringIO()
     experiment = LONG.replace(fleet="mcu-256k:0.5,phone:0.5", adapt="rule")
     with Watcher(Console(file=file, width=80), experiment, 0, admissions) as watcher:

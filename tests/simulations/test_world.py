@@ -10,7 +10,7 @@ from fedforward.algorithms import DFA, MonoForward
 from fedforward.server.records import Records, read_run
 from fedforward.simulations.experiment import ExperimentError, from_run_config
 from fedforward.simulations.naming import named
-from fedforward.simulations.parts import MISTAKES
+from fedforward.simulations.parts import MISTAKES, build_strategy
 from fedforward.simulations.world import build, load_client, resolved
 from flwr.app import Context, RecordDict
 from small_runs import FLAGS, rows, small, small_world
@@ -248,6 +248,8 @@ BAD = dedent("""
         ({"set": {"model": {"hidden": []}}}, "mono-forward trains hidden blocks, and this model has none"),
         ({"model": "lenet", "data": "vectors.npz", "set": {"model": {}, "data": {}}}, "convolutions need images"),
         ({"clients": 5000}, "more clients"),
+        ({"resample": True, "partition": "shard:2"}, "take one of iid, dirichlet, pathological with --resample"),
+        ({"resample": True, "samples_per_client": 151}, "is more than the 150 training samples: lower it"),
         ({"set": {"rule": {"momentm": 0.9}}}, "unknown option of rule 'momentm': did you mean momentum"),
         ({"set": {"rule": {"momentum": "much"}}}, "rule.momentum must be of type float (default 0.0), not 'much'"),
         ({"set": {"rule": {"optimizer": 3}}}, "option rule.optimizer must be of type str"),
@@ -295,6 +297,30 @@ def test_a_flower_node_loads_the_same_client():
     client, same = load_client(node), build(experiment).client(3)
     assert client.partition == 3 and client.train.index.tolist() == same.train.index.tolist()
     assert load_client(node).trainer is client.trainer  # the world is made once
+
+
+def test_a_flower_node_draws_the_same_samples():
+    experiment = resolved(small(clients=10**6, clients_per_round=2, resample=True, partition="dirichlet:0.3"))
+    node = Context(1, 77, {"partition-id": 999_999}, RecordDict(), experiment.to_run_config())
+    client, same = load_client(node), build(experiment).client(999_999)
+    assert client.train.index.tolist() == same.train.index.tolist() and len(same.train) + len(same.test) == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "trained", "evaluated"),
+    [
+        ({}, 5, 5),
+        ({"clients_per_round": 3}, 3, 5),
+        ({"clients_per_evaluation": 2}, 5, 2),
+        ({"clients": 1000, "resample": True, "clients_per_round": 7}, 7, 1000),
+        ({"clients": 1001, "resample": True, "clients_per_round": 7}, 7, 1000),
+        ({"clients": 1001, "resample": True, "clients_per_evaluation": 1001}, 1001, 1001),
+    ],
+)
+def test_a_strategy_takes_as_many_clients_as_the_experiment_says(changes, trained, evaluated):
+    strategy = build_strategy(e := small(**changes), MonoForward())
+    assert (strategy.min_train_nodes, strategy.min_evaluate_nodes) == (trained, evaluated)
+    assert (strategy.fraction_train, strategy.fraction_evaluate) == (trained / e.clients, evaluated / e.clients)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """The inline engine is a Flower grid: its nodes, its messages, its clients' own state."""
 
 import pytest
-from fedforward.simulations.engines.inline import CLIENT_RAISED, InlineGrid
+from fedforward.simulations.engines.inline import InlineGrid
+from fedforward.simulations.engines.local import CLIENT_RAISED
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -46,7 +47,7 @@ def test_nodes_are_the_partitions_in_order(grid):
 
 def test_a_message_reaches_its_client_and_the_reply_its_sender(grid, seen):
     replies = grid.send_and_receive(to(4, 1))
-    assert seen == [(3, 4, 0.5), "reply", (0, 4, 0.5), "reply"]
+    assert seen == [(0, 4, 0.5), "reply", (3, 4, 0.5), "reply"]
     assert [reply.metadata.src_node_id for reply in replies] == [4, 1]
 
 
@@ -90,6 +91,6 @@ def test_create_message_is_flowers(grid):
 
 
 def test_a_million_clients_cost_nothing_until_they_are_asked(grid):
-    crowd = InlineGrid(grid.app, 1_000_000, {"lr": 0.1})
+    crowd = InlineGrid(grid.nodes.app, 1_000_000, {"lr": 0.1})
     (reply,) = crowd.send_and_receive(to(1_000_000))
-    assert visits(reply) == 1 and len(crowd._states) == 1
+    assert visits(reply) == 1 and len(crowd.nodes.states) == 1

@@ -1,0 +1,152 @@
+"""Which engine an experiment runs on: the one it names, or, for `auto`, a fast one that suits it.
+
+Workers give the very numbers of this process and begin in a few seconds, so they pay for all but short runs: a short
+probe trains one client and takes the time. The last bits of a cohort's numbers are its own, so no clock may decide for
+it: the experiment alone does, and whether there is a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from flwr.app import Message, RecordDict
+
+from ... import protocol
+from ..experiment import ExperimentError
+from ..world import World
+from .cohort import CohortGrid
+from .flower import FlowerGrid
+from .flower import check as check_flower
+from .inline import InlineGrid
+from .local import LocalGrid
+from .pool import PoolGrid
+
+WORTH = 15.0  # seconds of one core's work from which on workers pay
+FEW = 5  # clients that save more side by side than two workers do
+PROBED = 2.0  # seconds of a probe that need not be repeated
+
+
+class Choice(NamedTuple):
+    """An engine, the devices it uses, and why."""
+
+    engine: str
+    devices: tuple[str, ...]  # "cpu", "cuda:0", …: one a worker
+    why: str
+
+    def __str__(self) -> str:
+        several = f" × {len(self.devices)}" if len(self.devices) > 1 else ""
+        return f"engine {self.engine} on {', '.join(sorted(set(self.devices)))}{several}: {self.why}"
+
+
+def choose(world: World) -> Choice:
+    """Return where a world's clients run.
+
+    Raises:
+        ExperimentError: if its devices are not there, or its engine cannot use them.
+    """
+    e = world.experiment
+    devices = devices_named(e.devices)
+    if e.engine != "auto":
+        if e.engine == "flower":
+            check_flower(e, devices)
+        if e.engine in ("pool", "flower"):
+            devices = devices or ("cpu",) * min(cores(), e.sampled())
+        elif len(devices) > 1:
+            raise ExperimentError(f"engine {e.engine} uses one device, not {e.devices}: use --engine pool")
+        return Choice(e.engine, devices or ("cpu",), "as asked")
+    if len(devices) > 1:
+        return Choice("pool", devices, "a worker for each of --devices")
+    if not devices and torch.cuda.is_available():
+        devices = ("cuda:0",)
+    if devices and devices[0] != "cpu":
+        batched = world.trainer.rule.vmappable
+        why = "its clients are batched" if batched else f"{e.rule} cannot be batched over clients"
+        return Choice("cohort" if batched else "inline", devices, why)
+    if _share_directions(world):
+        return Choice("cohort", ("cpu",), "its clients share their random directions")
+    most = 1 if devices else min(cores(), e.sampled())
+    alone = seconds_of_a_client(world)
+    total = alone * e.sampled() * e.rounds
+    if e.sampled() == 1 or total < WORTH:
+        few = "one client a round" if e.sampled() == 1 else f"about {max(total, 1):.0f} s of training"
+        return Choice("inline", ("cpu",), f"{few}, not worth workers")
+    if most == 1:
+        return Choice("inline", ("cpu",), "there is one core to use")
+    return Choice("pool", ("cpu",) * most, f"about {_duration(total)} of training for one core")
+
+
+def grid_of(world: World, choice: Choice, on_reply: Callable[[], None] | None = None) -> LocalGrid | FlowerGrid:
+    """Return the grid of a choice, to be used as a context manager."""
+    e, common = world.experiment, (world.experiment.clients, on_reply, world.work)
+    if choice.engine == "pool":
+        params = world.trainer.initial_params()
+        return PoolGrid(e.to_run_config(), choice.devices, params, *common)
+    if choice.engine == "flower":
+        return FlowerGrid(e, len(choice.devices), on_reply)
+    world.trainer.to(choice.devices[0])
+    if choice.engine == "cohort":
+        return CohortGrid(world, on_reply)
+    return InlineGrid(world.app(), e.clients, e.to_run_config(), *common[1:])
+
+
+def devices_named(text: str) -> tuple[str, ...]:
+    """Return the devices of a list such as "cpu:2" (two workers) or "cuda:0,cuda:1": one name a worker.
+
+    Raises:
+        ExperimentError: if the text is no such list, or a GPU is not there.
+    """
+    found: list[str] = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        kind, _, number = name.partition(":")
+        if kind not in ("cpu", "cuda") or not (number.isdigit() or not number):
+            raise ExperimentError(f"--devices wants cpu:WORKERS or cuda:GPU, with commas between, not '{name}'")
+        if kind == "cpu":
+            found += ["cpu"] * int(number or 1)
+            continue
+        if int(number or 0) >= torch.cuda.device_count():
+            there = f"{torch.cuda.device_count()} GPU(s)" if torch.cuda.is_available() else "no GPU"
+            raise ExperimentError(f"--devices {name}: PyTorch sees {there} here")
+        found.append(f"cuda:{number or 0}")
+    if text.strip() and not found:
+        raise ExperimentError(f"--devices {text} names no worker: write cpu:2 or cuda:0")
+    return tuple(found)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share_directions(world: World) -> bool:
+    """Return whether clients side by side save most of their work: directions are drawn once, the layers are dense."""
+    rule, net = world.trainer.rule, world.trainer.net
+    dense = all(net.dense(i) for i in range(len(net.blocks)))
+    return rule.exchange == "scalars" and rule.vmappable and dense and world.experiment.sampled() >= FEW
+
+
+def seconds_of_a_client(world: World) -> float:
+    """Return how long a client trains for a round, the second time or, if that is long, the first; it is forgotten."""
+    grid = InlineGrid(world.app(), world.experiment.clients, world.experiment.to_run_config())
+    plan, seconds = world.plan(), 0.0
+    config = protocol.train_config(
+        server_round=1, lr=plan.lr, epochs=plan.epochs, batch_size=plan.batch_size, evaluate=False
+    )
+    content = RecordDict({protocol.ARRAYS: world.initial(), protocol.CONFIG: config})
+    for _ in range(2):
+        started = time.perf_counter()
+        grid.send_and_receive([Message(content, dst_node_id=1, message_type="train")])
+        seconds = time.perf_counter() - started
+        if seconds > PROBED:
+            break
+    return seconds
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

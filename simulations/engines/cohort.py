@@ -1,0 +1,107 @@
+"""The cohort engine: many clients at once as one batched program, in chunks that fit the device's memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import groupby
+
+import psutil
+import torch
+from flwr.app import Message, MessageType
+
+from ... import protocol
+from ...algorithms.rule import Tensors
+from ...client.app import assignment, evaluated, failed, trained
+from ...client.cohort import Cohort, Member, clients_within, evaluate_many
+from ...client.fitting import OverBudget
+from ...client.trainer import Assignment
+from ..world import World
+from .local import LocalGrid
+
+SHARE = 0.5  # of the free memory that clients in flight may take
+AT_ONCE = 1000  # clients in flight, at most
+EVALUATED = 4096  # clients evaluated at once
+
+
+class CohortGrid(LocalGrid):
+    """Trains clients side by side on the device of the world's trainer.
+
+    Replies differ from those of the other engines by the order of floating-point sums: a batched program takes others.
+
+    Args:
+        world: knows the clients.
+        on_reply: called after each client, for progress.
+        at_once: clients in flight; None for as many as half of the device's free memory holds.
+    """
+
+    def __init__(self, world: World, on_reply: Callable[[], None] | None = None, at_once: int | None = None) -> None:
+        super().__init__(world.experiment.clients, on_reply, world.work)
+        self.world, self.at_once = world, at_once
+
+    def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Run the clients in chunks and yield their replies; those of one chunk are alive together."""
+        ordered = self.in_order(messages)
+        for _, alike in groupby(ordered, key=lambda m: (id(m.content), m.metadata.message_type)):
+            for reply in self._answer(list(alike)):
+                yield reply
+                if self.on_reply:
+                    self.on_reply()
+
+    def _answer(self, messages: list[Message]) -> Iterator[Message]:
+        """Answer messages of one content and type."""
+        params = protocol.decode_params(protocol.only(messages[0].content.array_records))
+        params = {key: p.to(self.world.trainer.device) for key, p in params.items()}
+        if messages[0].metadata.message_type != MessageType.TRAIN:
+            yield from self._evaluate(messages, params)
+            return
+        todo = assignment(protocol.only(messages[0].content.config_records))
+        members = [self._member(message) for message in messages]
+        size = self.at_once or self._at_once(members, todo)
+        cohort = Cohort(self.world.trainer, size)
+        pairs = list(zip(messages, members, strict=True))
+        for chunk in (pairs[start : start + size] for start in range(0, len(pairs), size)):
+            started = time.perf_counter()
+            outcomes = cohort.fit(params, [member for _, member in chunk], todo)
+            seconds = (time.perf_counter() - started) / len(chunk)
+            for (message, member), outcome in zip(chunk, outcomes, strict=True):
+                answer = failed(message, outcome) if isinstance(outcome, Exception) else None
+                yield answer or trained(message, member.partition, outcome, seconds)
+            del outcomes
+
+    def _evaluate(self, messages: list[Message], params: Tensors) -> Iterator[Message]:
+        """Evaluate one model on the held-out samples of many clients."""
+        for start in range(0, len(messages), EVALUATED):
+            chunk, willing = messages[start : start + EVALUATED], []
+            for message in chunk:
+                member = self._member(message)
+                try:
+                    if member.budget is not None:
+                        self.world.trainer.evaluation_batch(member.budget)
+                    willing.append((message, member))
+                except OverBudget as failure:
+                    yield failed(message, failure)
+            found = evaluate_many(self.world.trainer, params, [member.test for _, member in willing])
+            for (message, member), evaluation in zip(willing, found, strict=True):
+                yield evaluated(message, member.partition, evaluation)
+
+    def _member(self, message: Message) -> Member:
+        client = self.world.client(self.partition_of(message.metadata.dst_node_id))
+        return Member(client.partition, client.train, client.test, client.device.budget if client.device else None)
+
+    def _at_once(self, members: list[Member], todo: Assignment) -> int:
+        """Return how many clients the free memory holds, by the most demanding one's plan."""
+        fits = []
+        for member in {(len(member.train), member.budget): member for member in members}.values():
+            with suppress(OverBudget):
+                fits.append(self.world.trainer.fit_to(len(member.train), todo, member.budget))
+        if not fits:
+            return 1
+        most, samples = max(fits, key=lambda fit: fit.peak), max(len(m.train) + len(m.test) for m in members)
+        return min(clients_within(self.world.trainer, most, int(SHARE * self._free()), samples), AT_ONCE)
+
+    def _free(self) -> int:
+        """Return the bytes that are free on the device."""
+        device = torch.device(self.world.trainer.device)
+        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
