@@ -87,13 +87,24 @@ def decode_params(arrays: ArrayRecord, into: Tensors | None = None) -> Tensors:
     if into is None:
         return {key: torch.from_numpy(np.array(values_of(array), dtype=np.float32)) for key, array in arrays.items()}
     for key, array in arrays.items():
-        into[key].copy_(torch.from_numpy(values_of(array)))
+        into[key].copy_(tensor_of(array))
     return into
+
+
+def params_of(arrays: ArrayRecord) -> Tensors:
+    """Return a model to look at, not to be changed: its memory may be the record's."""
+    return {key: tensor_of(array).float() for key, array in arrays.items()}
 
 
 def values_of(array: Array) -> np.ndarray:
     """Return an array's values, not to be changed: they may be shared."""
     return array.values if isinstance(array, LiveArray) else array.numpy()
+
+
+def tensor_of(array: Array) -> Tensor:
+    """Return an array as a tensor, not to be changed: its memory may be shared."""
+    values = values_of(array)
+    return torch.from_numpy(values if values.flags.writeable else values.copy())  # PyTorch knows no read-only memory
 
 
 def encode_scalars(scalars: Tensor) -> ConfigRecord:

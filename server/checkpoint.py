@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
@@ -46,9 +46,9 @@ def freeze(strategy: Strategy) -> bytes:
         raise TypeError(f"it keeps what cannot be saved in a checkpoint: {', '.join(guilty)}") from None
 
 
-def dump(server_round: int, arrays: ArrayRecord, frozen: bytes) -> bytes:
-    """Return the checkpoint as bytes; `frozen` is the strategy."""
-    return _pickle(Checkpoint(server_round, arrays, frozen))
+def dump(server_round: int, arrays: ArrayRecord, frozen: bytes, file: IO[bytes]) -> None:
+    """Write the checkpoint to a file; `frozen` is the strategy. The model goes there without a copy."""
+    _Pickler(file, protocol=5).dump(Checkpoint(server_round, arrays, frozen))
 
 
 def load(data: bytes) -> Checkpoint:

@@ -7,7 +7,6 @@ The sum is taken in the order in which replies are added, which is the same on e
 
 from __future__ import annotations
 
-import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 
@@ -45,7 +44,7 @@ class Fold:
         if self.sums and arrays.keys() != self.sums.keys():
             raise ValueError(f"a reply holds {', '.join(arrays)}, and the first held {', '.join(self.sums)}")
         for key, array in arrays.items():
-            values = torch.from_numpy(protocol.values_of(array))
+            values = protocol.tensor_of(array)
             if key in self.sums:
                 self.sums[key].add_(values, alpha=samples)
             else:

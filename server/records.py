@@ -90,7 +90,7 @@ class _Round(NamedTuple):
     row: Mapping[str, Any]
     clients: Iterable[Mapping[str, Any]]
     evaluations: Iterable[Mapping[str, Any]]
-    checkpoint: Callable[[], bytes] | None  # None: a later round's is written
+    checkpoint: Callable[[IO[bytes]], object] | None  # None: a later round's is written
 
 
 class Records:
@@ -162,7 +162,7 @@ class Records:
         row: Mapping[str, Any],
         clients: Iterable[Mapping[str, Any]],
         evaluations: Iterable[Mapping[str, Any]],
-        checkpoint: Callable[[], bytes],
+        checkpoint: Callable[[IO[bytes]], object],
     ) -> None:
         """Take one round, and write it with those that wait by the time that the first of them has waited `delay`.
 
@@ -170,7 +170,7 @@ class Records:
             row: of table rounds; a value may be a `Future`, which is waited for when the round is written.
             clients: rows of that table, without the round.
             evaluations: rows of that table, without the round.
-            checkpoint: makes the server's state after the round; only that of the last round written is asked for.
+            checkpoint: writes the server's state after the round to a file; only that of the last round is asked for.
 
         Raises:
             OSError, sqlite3.Error: if this round, or one before it that waited, cannot be written.
@@ -201,7 +201,7 @@ class Records:
     def _write(self, rounds: list[_Round]) -> None:
         last = rounds[-1]
         path = self.checkpoint_path(last.row["round"])
-        write_atomically(path, last.checkpoint())
+        write_atomically(path, last.checkpoint)
         with self._transaction():
             for row, clients, evaluations, _ in rounds:
                 _insert(self.db, "rounds", {name: _known(value) for name, value in row.items()})
@@ -295,11 +295,14 @@ def read_run(folder: Path) -> Run:
     return Run(folder, info[0] if info else {}, **tables)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a crash leaves either the old file or the whole new one."""
+def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
+    """Write `content`, or what it writes, to `path` so that a crash leaves either the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.write(data)
+        if callable(content):
+            content(file)
+        else:
+            file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -63,11 +63,11 @@ class World:
 
     def initial(self) -> ArrayRecord:
         """Return the initial model as the server sends it."""
-        return protocol.encode_params(self.trainer.initial_params())
+        return protocol.encode_params(self.trainer.initial(self.trainer.rule).params)
 
     def evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return (loss, accuracy) of a model on the server's test set."""
-        result = self.trainer.evaluate(protocol.decode_params(arrays), self.data.test)
+        result = self.trainer.evaluate(protocol.params_of(arrays), self.data.test)
         return result.loss, result.accuracy
 
     def app(self, memory: Tensors | None = None) -> ClientApp:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext, redirect_stdout, suppress
@@ -70,7 +69,6 @@ class FlowerGrid(Grid):
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray gives a tip about it
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor do we write to it
         self._simulation.start()
         while not self._lent.done():
             self._check()

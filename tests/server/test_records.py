@@ -10,7 +10,7 @@ from fedforward.server.records import NotARun, Records, RunInUse, read_run
 
 def commit(records, server_round, clients=2, checkpoint=b"model"):
     rows = [{"client": c, "status": "ok", "samples": 10} for c in range(clients)]
-    records.commit_round({"round": server_round, "clients": clients}, rows, rows, lambda: checkpoint)
+    records.commit_round({"round": server_round, "clients": clients}, rows, rows, lambda file: file.write(checkpoint))
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_only_the_last_checkpoint_is_kept(records):
 def test_a_round_that_fails_half_way_leaves_no_row(records):
     commit(records, 0)
     with pytest.raises(sqlite3.OperationalError):
-        records.commit_round({"round": 1}, [{"client": 0}, {"no such column": 1}], [], lambda: b"newer")
+        records.commit_round(
+            {"round": 1}, [{"client": 0}, {"no such column": 1}], [], lambda file: file.write(b"newer")
+        )
     run = read_run(records.folder)
     assert run.rounds["round"].tolist() == [0] and set(run.clients["round"]) == {0}
     assert records.checkpoint_path(0).read_bytes() == b"model"  # what the database says is there
@@ -129,7 +131,7 @@ def test_fast_rounds_wait_for_each_other_but_not_for_long(tmp_path):
 def test_what_the_timer_cannot_write_is_raised_at_the_next_round(tmp_path):
     records = Records(tmp_path / "run", delay=0.05)
     commit(records, 0)
-    records.commit_round({"round": 1, "nonsense": 1}, [], [], lambda: b"")
+    records.commit_round({"round": 1, "nonsense": 1}, [], [], lambda file: None)
     while records._failure is None:
         time.sleep(0.01)
     with pytest.raises(sqlite3.OperationalError, match="nonsense"):

@@ -60,7 +60,7 @@ def make_run(
             **sums,
             **server,
         }
-        records.commit_round(row, rows, [], lambda: b"")
+        records.commit_round(row, rows, [], lambda file: None)
         all_rows += rows
     if status != "running":
         records.finish(status)

@@ -64,7 +64,7 @@ def undisturbed(case, folder):
     """Run a case in peace; return its words and its rows."""
     folder.mkdir()
     (folder / "held.py").write_text(HELD)
-    words = ["run", *FLAGS, *CASES[case], f"--rounds={ROUNDS}", "--name=it"]
+    words = ["run", *FLAGS, *CASES[case], f"--rounds={ROUNDS}", "--name=it", "--engine=inline"]
     begin(words, folder).join()
     return words, rows(folder / "runs" / "it")
 
