@@ -29,6 +29,8 @@ from .local import CLIENT_RAISED, LocalGrid, Work, own
 from .worker import IN_PLACE, Answer, Job, Packed, pack, unpack, work
 
 PLACES = 2  # of a worker
+# What making a world imports, seconds of it: once for all workers, and for those that take the place of others.
+PRELOADED = (f"{__package__}.worker", f"{__package__.rpartition('.')[0]}.partitions", "torch._dynamo")
 
 
 class PoolFailed(RuntimeError):
@@ -170,7 +172,7 @@ class PoolGrid(LocalGrid):
     def _begin(self, index: int) -> _Worker:
         context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
         if os.name == "posix":
-            context.set_forkserver_preload([f"{__package__}.worker"])
+            context.set_forkserver_preload([*PRELOADED, *["sklearn.datasets"] * (self.run_config["data"] == "digits")])
         ours, theirs = context.Pipe()
         arguments = (theirs, self.run_config, self.arena, self.devices[index], self.cpus[index])
         process = context.Process(target=work, args=arguments, daemon=True, name=f"fedforward worker {index}")
