@@ -169,7 +169,7 @@ class _Batched:
         self.fixed = _moved(initial.fixed, self.device)
         self.params = _copies(params, len(seats))
         self.slots = _copies(_moved(initial.slots, self.device), len(seats))
-        orders = (trainer._orders(len(member.train), member.partition, todo) for _, member, _ in seats)
+        orders = (trainer.orders(len(member.train), member.partition, todo) for _, member, _ in seats)
         self.visits = [[rows.numpy() for rows in order] for order in orders]  # of each client in each of its steps
 
     def fit(self) -> list[Report | Exception]:

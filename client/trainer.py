@@ -223,7 +223,7 @@ class Trainer:
         rule, seen, scalars = chosen.rule, [], []
         state = self.state(rule, params, split=bool(chosen.micro_batch))
         anchor = {key: p.clone() for key, p in params.items()} if todo.proximal_mu else {}
-        for step, rows in enumerate(self._orders(len(train), client, todo)):
+        for step, rows in enumerate(self.orders(len(train), client, todo)):
             for key, origin in anchor.items():
                 params[key].lerp_(origin, min(lr * todo.proximal_mu, 1.0))
             draws = rule.draw(Place(self.seed, todo.round, client, step), len(rows), self.net.classes)
@@ -289,7 +289,7 @@ class Trainer:
         count = len(data)
         return Evaluation(loss / count, correct / count, count) if count else Evaluation(math.nan, math.nan, 0)
 
-    def _orders(self, samples: int, client: int, todo: Assignment) -> Iterator[Tensor]:
+    def orders(self, samples: int, client: int, todo: Assignment) -> Iterator[Tensor]:
         """Yield the rows of each batch of all epochs, each epoch in an order that is a function of its place."""
         for epoch in range(todo.epochs):
             order = generator(self.seed, Purpose.ORDER, todo.round, client, epoch).permutation(samples)

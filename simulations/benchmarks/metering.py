@@ -22,7 +22,7 @@ from .settings import Row, Settings
 
 SHAPE, CLASSES, SAMPLES, BATCH, BUDGET = (1, 28, 28), 10, 1200, 20, 2**40
 RULES_MEASURED, MODELS_MEASURED = ("backprop", "mono-forward"), ("mlp", "lenet")
-TODO = Assignment(round=1, lr=0.01, epochs=1, batch_size=BATCH, evaluate=False)
+ASKED = Assignment(round=1, lr=0.01, epochs=1, batch_size=BATCH, evaluate=False)
 
 
 class Bare(Trainer):
@@ -30,7 +30,7 @@ class Bare(Trainer):
 
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
-        self._fit = super().fit_to(SAMPLES, TODO, None)
+        self._fit = super().fit_to(SAMPLES, ASKED, None)
 
     def fit_to(self, samples, todo, budget):
         """Return what was known before."""
@@ -66,10 +66,10 @@ def compare(rule: str, model: str, repeats: int) -> Row:
     bare, planned, audited = (kind(RULES[rule](), net, 0) for kind in (Bare, Trainer, Trainer))
     audited.audit = 1.0
     trainers = {"bare": bare, "planned": planned, "audited": audited}
-    first = _seconds(lambda: planned.fit_to(SAMPLES, TODO, BUDGET))
+    first = _seconds(lambda: planned.fit_to(SAMPLES, ASKED, BUDGET))
     rounds = [
         {
-            name: _seconds(lambda t=trainer: t.fit(t.initial_params(), train, test, 0, TODO, BUDGET))
+            name: _seconds(lambda t=trainer: t.fit(t.initial_params(), train, test, 0, ASKED, BUDGET))
             for name, trainer in trainers.items()
         }
         for _ in range(repeats + 1)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from multiprocessing import current_process
 from typing import NamedTuple
 
 import torch
 from flwr.app import Message, RecordDict
 
 from ... import protocol
-from ..experiment import ExperimentError
+from ..experiment import Experiment, ExperimentError
 from ..world import World
 from .cohort import CohortGrid
 from .flower import FlowerGrid
@@ -54,7 +55,7 @@ def choose(world: World) -> Choice:
         if e.engine == "flower":
             check_flower(e, devices)
         if e.engine in ("pool", "flower"):
-            devices = devices or ("cpu",) * min(cores(), e.sampled())
+            devices = devices or ("cpu",) * _most_workers(e)
         elif len(devices) > 1:
             raise ExperimentError(f"engine {e.engine} uses one device, not {e.devices}: use --engine pool")
         return Choice(e.engine, devices or ("cpu",), "as asked")
@@ -68,7 +69,7 @@ def choose(world: World) -> Choice:
         return Choice("cohort" if batched else "inline", devices, why)
     if _share_directions(world):
         return Choice("cohort", ("cpu",), "its clients share their random directions")
-    most = 1 if devices else min(cores(), e.sampled())
+    most = 1 if devices or current_process().daemon else _most_workers(e)  # a daemon may have no children
     alone = seconds_of_a_client(world)
     total = alone * e.sampled() * e.rounds
     if e.sampled() == 1 or total < WORTH:
@@ -119,6 +120,11 @@ def devices_named(text: str) -> tuple[str, ...]:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _most_workers(experiment: Experiment) -> int:
+    """Return how many workers have a client to train, and cores for their threads."""
+    return min(max(cores() // experiment.threads, 1), experiment.sampled())
 
 
 def _share_directions(world: World) -> bool:

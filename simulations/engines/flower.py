@@ -150,11 +150,12 @@ class FlowerGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Return a new message to a node."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+        """Pass on."""
+        return self._lent.result().create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def set_run(self, run: Any) -> None:
-        """Do nothing: this grid is one run."""
+        """Pass on."""
+        self._lent.result().set_run(run)
 
     @property
     def run(self) -> Any:

@@ -78,7 +78,8 @@ class PoolGrid(LocalGrid):
         work: Work | None = None,
     ) -> None:
         super().__init__(clients, on_reply, work)
-        self.run_config, self.devices, self.cpus = run_config, devices, _pinned(devices)
+        self.run_config, self.devices = run_config, devices
+        self.cpus = _pinned(devices, run_config["threads"])
         self.arena = Arena(params, 1 + PLACES * len(devices))
         self.models = [self.arena.model(place) for place in range(self.arena.places)]
         self.workers: list[_Worker] = []
@@ -121,7 +122,7 @@ class PoolGrid(LocalGrid):
             for worker in self.workers:
                 plenty = len(queue) > len(self.workers)
                 if queue and len(worker.given) < depth and (depth == 1 or plenty):
-                    if not worker.free:
+                    if not worker.free and depth == 1:
                         _clear(worker, done)
                     if worker.free:
                         _send(worker, *queue.popleft(), contents)
@@ -196,10 +197,10 @@ class PoolGrid(LocalGrid):
         self.workers = []
 
 
-def _pinned(devices: Sequence[str]) -> list[int | None]:
-    """Return the core of each worker: one of its own for those on the CPU, if there are enough."""
+def _pinned(devices: Sequence[str], threads: int) -> list[int | None]:
+    """Return the core of each worker: one of its own for those on the CPU with one thread, if there are enough."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(devices) > len(cores):
+    if threads > 1 or len(devices) > len(cores):
         return [None] * len(devices)
     return [core if device == "cpu" else None for device, core in zip(devices, cores, strict=False)]
 

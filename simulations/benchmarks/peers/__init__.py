@@ -10,12 +10,7 @@ with the requirements of PEERS. CONSTRAINTS pins PyTorch to this environment's v
 another. A peer's script sits beside this file: it runs the clients, batches and steps of the plain loop, ends with an
 error unless it comes to the plain loop's weights, and prints one JSON line {runner, workload, rounds_per_s, start_s}.
 
-Without a script, measured by hand in shared/notes/speed.md (two cores; the plain loop did 114 rounds/s on the MLP and
-12.3 on the CNN) and quoted here, not measured:
-
-    FedJAX, jax 0.4.25, one core    150 and 6.2 rounds/s    compiled with another library
-    BlazeFL 2.0.3, single            78 and 12.4            wants Python 3.12
-    FedLab 1.3, serial               53 and 12.0
+Without a script: FedJAX, which computes with another library, BlazeFL, which wants Python 3.12, and FedLab.
 """
 
 from __future__ import annotations
