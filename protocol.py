@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -37,6 +37,52 @@ FIT = (
     "rank",
 )  # the numbers of "fit": how a step was made to fit its device
 EVALUATE_METRICS = (PARTITION, SAMPLES, "loss", "accuracy")
+
+
+class Trained(NamedTuple):
+    """A client's answer to a train message."""
+
+    params: Tensors  # its model; none if it has scalars
+    scalars: Tensor | None  # (n,) float32
+    measured: Mapping[str, float | Sequence[float]]  # `TRAIN_METRICS`
+
+
+class LiveReply(Message):
+    """A client's answer that is still in this process: Flower's records are made when they are asked for, if ever.
+
+    Args:
+        to: the message that is answered.
+        answer: shared and not copied.
+    """
+
+    def __init__(self, to: Message, answer: Trained) -> None:
+        self.__dict__.update(to=to, answer=answer)
+
+    def made(self) -> LiveReply:
+        """Return this message with all that Flower gives one."""
+        if "_content" not in self.__dict__:
+            super().__init__(train_reply(*self.answer), reply_to=self.to)
+        return self
+
+    metadata = property(lambda self: Message.metadata.fget(self.made()))
+    content = property(
+        lambda self: Message.content.fget(self.made()), lambda self, value: Message.content.fset(self.made(), value)
+    )
+
+    def has_content(self) -> bool:
+        """Return that it has: an answer is no error."""
+        return True
+
+    def has_error(self) -> bool:
+        """Return that it has none."""
+        return False
+
+    def __reduce__(self) -> tuple:
+        return _message, (self.content, self.metadata)
+
+
+def _message(content: RecordDict, metadata: Metadata) -> Message:
+    return Message(content=content, metadata=metadata)
 
 
 class LiveArray(Array):
@@ -135,8 +181,26 @@ def train_reply(params: Tensors, scalars: Tensor | None, metrics: Mapping[str, f
     return RecordDict({**answer, METRICS: encode_metrics(TRAIN_METRICS, metrics)})
 
 
+def sender(reply: Message) -> int:
+    """Return the node that a reply comes from."""
+    return reply.to.metadata.dst_node_id if isinstance(reply, LiveReply) else reply.metadata.src_node_id
+
+
+def measured(reply: Message) -> Mapping[str, float | Sequence[float]]:
+    """Return what a client measured."""
+    return reply.answer.measured if isinstance(reply, LiveReply) else only(reply.content.metric_records)
+
+
+def model_of(reply: Message) -> Tensors:
+    """Return the model of a client's answer, to look at: its memory may be shared."""
+    return reply.answer.params if isinstance(reply, LiveReply) else params_of(only(reply.content.array_records))
+
+
 def kept(reply: Message) -> Message:
     """Return a reply whose arrays are its own: an engine may share them with the next one's."""
+    if isinstance(reply, LiveReply):
+        own = {key: p.clone() for key, p in reply.answer.params.items()}
+        return LiveReply(reply.to, reply.answer._replace(params=own))
     for arrays in reply.content.array_records.values():
         for key, array in arrays.items():
             if isinstance(array, LiveArray):
@@ -148,6 +212,28 @@ def only(records: Mapping[str, object]) -> object:
     """Return the only record of a kind: a strategy may have renamed `arrays` or `config`."""
     (record,) = records.values()
     return record
+
+
+def reply_bytes(reply: Message) -> tuple[int, int]:
+    """Return (payload bytes, wire bytes) of a reply's content."""
+    if not isinstance(reply, LiveReply):
+        return payload_bytes(reply.content), wire_bytes(reply.content)
+    if reply.answer.scalars is not None:
+        return _scalar_reply_bytes(len(reply.answer.scalars))
+    return _model_reply_bytes(tuple((key, tuple(p.shape)) for key, p in reply.answer.params.items()))
+
+
+@lru_cache(maxsize=4096)
+def _scalar_reply_bytes(scalars: int) -> tuple[int, int]:
+    content = train_reply({}, torch.zeros(scalars), dict.fromkeys(TRAIN_METRICS, 0) | {"fit": [0] * len(FIT)})
+    return payload_bytes(content), wire_bytes(content)
+
+
+@lru_cache(maxsize=64)
+def _model_reply_bytes(layout: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[int, int]:
+    zeros = {key: torch.zeros(()).expand(shape) for key, shape in layout}
+    content = train_reply(zeros, None, dict.fromkeys(TRAIN_METRICS, 0) | {"fit": [0] * len(FIT)})
+    return payload_bytes(content), wire_bytes(content)
 
 
 def payload_bytes(content: RecordDict) -> int:

@@ -29,17 +29,21 @@ class Client:
     train: LocalData
     test: LocalData  # held out from training, for accuracy before and after
     device: Device | None = None
-    workspace: Tensors | None = None  # of an engine that trains one client after the other in the same memory
 
 
-def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
-    """Return the app that serves the client which `load` makes of a node's context."""
+def make_client_app(load: Callable[[Context], Client], workspace: Tensors | None = None) -> ClientApp:
+    """Return the app that serves the client which `load` makes of a node's context.
+
+    Args:
+        load: makes a client.
+        workspace: parameters in whose memory one client trains after the other; None for memory of each one's own.
+    """
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         started, client = time.perf_counter(), load(context)
-        params = protocol.decode_params(protocol.only(message.content.array_records), client.workspace)
+        params = protocol.decode_params(protocol.only(message.content.array_records), workspace)
         todo = assignment(protocol.only(message.content.config_records))
         budget = client.device.budget if client.device else None
         try:
@@ -51,7 +55,7 @@ def make_client_app(load: Callable[[Context], Client]) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = load(context)
-        params = protocol.decode_params(protocol.only(message.content.array_records), client.workspace)
+        params = protocol.decode_params(protocol.only(message.content.array_records), workspace)
         try:
             size = client.trainer.evaluation_batch(client.device.budget) if client.device else 1000
         except OverBudget as failure:
@@ -83,7 +87,8 @@ def trained(message: Message, partition: int, report: Report, seconds: float) ->
         "flops": report.flops,
         "seconds": seconds,
     }
-    return Message(protocol.train_reply(report.params, report.scalars, measured), reply_to=message)
+    params = report.params if report.scalars is None else {}
+    return protocol.LiveReply(message, protocol.Trained(params, report.scalars, measured))
 
 
 def evaluated(message: Message, partition: int, evaluation: Evaluation) -> Message:

@@ -32,10 +32,6 @@ def take_step(
         lr: the step's learning rate.
         meter: follows the step's memory. The batch comes from outside: what loading it takes is not the rule's.
     """
-    if meter is None and not state.gradients and not isinstance(rule, ScalarRule):
-        (batch,) = parts
-        with torch.no_grad():
-            return rule.step(net, state, batch, lr), None
     watched = meter or nullcontext()
     for gradient in state.gradients.values():
         gradient.zero_()
@@ -85,15 +81,15 @@ def load_parts(load: Load, rows: Any, draws: Any, size: int) -> Iterator[Batch]:
     """
     count = len(rows)
     if not size or size >= count:
-        yield _batch(load, rows, draws)
+        yield batch_of(load, rows, draws)
         return
     for start in range(0, count, size):
         stop = min(start + size, count)
         drawn = draws[start:stop] if isinstance(draws, Tensor) else draws
-        yield _batch(load, rows[start:stop], drawn, count)
+        yield batch_of(load, rows[start:stop], drawn, count)
 
 
-def _batch(load: Load, rows: Any, draws: Any, whole: int | None = None) -> Batch:
+def batch_of(load: Load, rows: Any, draws: Any, whole: int | None = None) -> Batch:
     """Return the batch of `rows`, or a part of a batch of `whole` samples."""
     x, y = load(rows)
     total = None if whole is None else torch.tensor(float(whole), device=x.device)

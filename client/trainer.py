@@ -23,7 +23,7 @@ from .audit import Audit
 from .fitting import Fit, OverBudget, evaluation_batch, fit
 from .memory import PeakMemory
 from .plan import Planner
-from .step import accumulators, load_parts, score, take_step
+from .step import accumulators, batch_of, load_parts, score, take_step
 
 
 class LocalData(Protocol):
@@ -223,20 +223,27 @@ class Trainer:
         rule, seen, scalars = chosen.rule, [], []
         state = self.state(rule, params, split=bool(chosen.micro_batch))
         anchor = {key: p.clone() for key, p in params.items()} if todo.proximal_mu else {}
-        for step, rows in enumerate(self.orders(len(train), client, todo)):
-            for key, origin in anchor.items():
-                params[key].lerp_(origin, min(lr * todo.proximal_mu, 1.0))
-            draws = rule.draw(Place(self.seed, todo.round, client, step), len(rows), self.net.classes)
-            draws = draws.to(self.device) if isinstance(draws, Tensor) else draws
-            parts = load_parts(partial(self._batch, train), rows, draws, chosen.micro_batch)
-            del draws
-            with audit.step(state, anchor) if audit else nullcontext() as meter:
-                stats, answer = take_step(rule, self.net, state, parts, lr, meter)
-            stats = Stats(*map(float, stats))
+        load, plainly = partial(self._batch, train), not (audit or state.gradients or rule.exchange == "scalars")
+        with torch.no_grad():
+            for step, rows in enumerate(self.orders(len(train), client, todo)):
+                for key, origin in anchor.items():
+                    params[key].lerp_(origin, min(lr * todo.proximal_mu, 1.0))
+                draws = rule.draw(Place(self.seed, todo.round, client, step), len(rows), self.net.classes)
+                draws = draws.to(self.device) if isinstance(draws, Tensor) else draws
+                if plainly:
+                    stats, answer = rule.step(self.net, state, batch_of(load, rows, draws), lr), None
+                else:
+                    parts = load_parts(load, rows, draws, chosen.micro_batch)
+                    del draws
+                    with audit.step(state, anchor) if audit else nullcontext() as meter:
+                        stats, answer = take_step(rule, self.net, state, parts, lr, meter)
+                    stats = Stats(*map(float, stats))
+                seen.append(stats)
+                scalars.append(answer)
+        seen = [Stats(*map(float, stats)) for stats in seen]
+        for step, (stats, answer) in enumerate(zip(seen, scalars, strict=True)):
             if not math.isfinite(stats.loss) or (answer is not None and not answer.isfinite().all()):
                 raise TrainingFailed(f"loss is not finite at step {step + 1} (lr {lr:g}): lower --lr")
-            seen.append(stats)
-            scalars.append(answer)
         return seen, scalars
 
     def flops(self, samples: int, todo: Assignment, budget: int | None) -> int:

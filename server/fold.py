@@ -33,18 +33,16 @@ class Fold:
         self.sums: Tensors = {}
         self.samples = 0.0
 
-    def add(self, content: RecordDict) -> None:
+    def add(self, reply: Message) -> None:
         """Add the model of a reply; nothing of it is kept.
 
         Raises:
             ValueError: if its arrays are not those of the models before it.
         """
-        arrays = protocol.only(content.array_records)
-        samples = float(protocol.only(content.metric_records)[protocol.SAMPLES])
-        if self.sums and arrays.keys() != self.sums.keys():
-            raise ValueError(f"a reply holds {', '.join(arrays)}, and the first held {', '.join(self.sums)}")
-        for key, array in arrays.items():
-            values = protocol.tensor_of(array)
+        params, samples = protocol.model_of(reply), float(protocol.measured(reply)[protocol.SAMPLES])
+        if self.sums and params.keys() != self.sums.keys():
+            raise ValueError(f"a reply holds {', '.join(params)}, and the first held {', '.join(self.sums)}")
+        for key, values in params.items():
             if key in self.sums:
                 self.sums[key].add_(values, alpha=samples)
             else:

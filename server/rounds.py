@@ -155,12 +155,12 @@ class _Loop(Job):
             rows[node] = row | answer_columns(reply, self.plan.rule)
 
         for reply in self.roster.stream(messages, timeout=self.plan.timeout):
-            note(waiting.pop(reply.metadata.src_node_id), reply)
+            note(waiting.pop(protocol.sender(reply)), reply)
             if not reply.has_content():
                 errors.append(reply)
             elif fold:
                 with _named("folding a round's models"):
-                    fold.add(reply.content)
+                    fold.add(reply)
             else:
                 kept.append(protocol.kept(reply))
         for message in waiting.values():

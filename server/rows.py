@@ -37,7 +37,8 @@ def answer_columns(reply: Message | None, rule: str) -> Row:
     if not reply.has_content():
         status = STATUS.get(reply.error.code, "failed")
         return {"status": status, "reason": _first_line(reply.error.reason), "bytes_up": 0, "wire_up": 0}
-    metrics = protocol.only(reply.content.metric_records)
+    metrics = protocol.measured(reply)
+    payload, wire = protocol.reply_bytes(reply)
     micro_batch, chunk, rank = map(int, metrics["fit"])
     return {
         "status": "ok",
@@ -51,8 +52,8 @@ def answer_columns(reply: Message | None, rule: str) -> Row:
         "accuracy_after": number(metrics["accuracy-after"]),
         **{name: int(metrics[name]) for name in ("steps", "batch", "flops")},
         "peak_bytes": int(metrics["peak-bytes"]),
-        "bytes_up": protocol.payload_bytes(reply.content),
-        "wire_up": protocol.wire_bytes(reply.content),
+        "bytes_up": payload,
+        "wire_up": wire,
         "seconds": metrics["seconds"],
     }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -37,6 +37,9 @@ from .population import AS_ASKED, Admission, Devices, devices_of
 from .resampling import Resampled
 
 
+REMEMBERED = 1000  # clients
+
+
 @dataclass(frozen=True)
 class World:
     """All that an experiment needs to run, on any engine."""
@@ -48,8 +51,12 @@ class World:
     devices: Sequence[Device]  # one a client; empty: without limits
     chosen: str = ""  # why its engine was chosen, if it was
 
-    def client(self, index: int) -> Client:
-        """Return client `index`, whose data are views of the data set."""
+    @cached_property
+    def client(self) -> Callable[[int], Client]:
+        """Return client by index; its data are views of the data set. Those asked for last are remembered."""
+        return lru_cache(REMEMBERED)(self._client)
+
+    def _client(self, index: int) -> Client:
         rows = self.partitions[index]
         train, test = split(rows, self.experiment.holdout, self.experiment.seed, index)
         device = self.devices[index] if self.devices else None
@@ -73,9 +80,7 @@ class World:
     def app(self, memory: Tensors | None = None) -> ClientApp:
         """Return a client app whose clients train in the same `memory` in turn: a reply's model lies there."""
         memory = self.trainer.initial_params() if memory is None else memory
-        return make_client_app(
-            lambda context: dataclasses.replace(self.client(int(context.node_config["partition-id"])), workspace=memory)
-        )
+        return make_client_app(lambda context: self.client(int(context.node_config["partition-id"])), memory)
 
     def work(self, index: int, message: Message) -> int:
         """Return the FLOPs of what a client is asked to train; 0 for one that will not."""

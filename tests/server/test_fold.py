@@ -40,7 +40,7 @@ def test_a_strategy_of_the_mean_gets_what_it_would_have_made(name):
     expected, _ = whole.aggregate_train(1, list(replies()))
     fold = Fold()
     for reply in replies():
-        fold.add(reply.content)
+        fold.add(reply)
     made = fold.aggregate(folded, 1, reply, [])
     for key, array in expected.items():
         np.testing.assert_allclose(made[key].numpy(), array.numpy(), rtol=2e-5, atol=1e-6)
@@ -63,7 +63,7 @@ def test_what_looks_at_every_reply_does_not_fold():
 
 def test_other_arrays_are_refused():
     fold, (first, second) = Fold(), replies(2)
-    fold.add(first.content)
+    fold.add(first)
     del second.content["arrays"]["b"]
     with pytest.raises(ValueError, match="a reply holds a, and the first held a, b"):
-        fold.add(second.content)
+        fold.add(second)
