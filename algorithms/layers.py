@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .batched import linear
 from .graph import transformed
 
 Tensors = dict[str, Tensor]
@@ -55,7 +56,7 @@ def _relu_(params: Tensors, x: Tensor) -> Tensor:
 
 
 def _linear(weight: str, bias: str, params: Tensors, x: Tensor) -> Tensor:
-    return nn.functional.linear(x, params[weight], params.get(bias))
+    return linear(x, params[weight], params.get(bias))
 
 
 def _convolution(layer: nn.Conv2d, weight: str, bias: str, params: Tensors, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
+
+from .batched import add_product
 
 if TYPE_CHECKING:
     from .rule import State, Tensors
@@ -41,21 +42,8 @@ def add(target: Tensor, gradient: Gradient, scale: float = 1.0) -> None:
     """Add scale · gradient to `target` in place."""
     if isinstance(gradient, Tensor):
         target.add_(gradient, alpha=scale)
-    elif is_batchedtensor(target):  # vmap has no batching rule for addmm_
-        _add_batched(target, gradient, scale)
     else:
-        target.addmm_(gradient.left.T, gradient.right, alpha=scale)
-
-
-def _add_batched(target: Tensor, gradient: Product, scale: float) -> None:
-    """Add a product to a tensor that vmap has batched: as one batched product, if vmap batched all alike."""
-    tensors = (target, *gradient)
-    if all(is_batchedtensor(t) and maybe_get_bdim(t) == 0 for t in tensors):
-        target, left, right = map(get_unwrapped, tensors)
-        if not is_batchedtensor(target) and not is_batchedtensor(left) and not is_batchedtensor(right):
-            target.baddbmm_(left.mT, right, alpha=scale)
-            return
-    tensors[0].add_(made(gradient), alpha=scale)
+        add_product(target, gradient.left, gradient.right, scale)
 
 
 def slots(name: str, momentum: float, params: Tensors) -> Tensors:

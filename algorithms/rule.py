@@ -196,7 +196,7 @@ def softmax_error(logits: Tensor, batch: Batch) -> Tensor:
 def softmax_error_and_stats(logits: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
     """Return the gradient of the cross-entropy in the logits, and the stats of it, from one softmax."""
     log_p = logits.log_softmax(1)
-    stats = stats_of(torch.nn.functional.nll_loss(log_p, batch.y, reduction="none"), logits, batch)
+    stats = stats_of(log_p.gather(1, batch.y[:, None]).squeeze(1).neg(), logits, batch)
     return _error_(log_p.exp_(), batch.y, batch.share(stats.weight)), stats
 
 

@@ -219,13 +219,17 @@ class _Batched:
             state = State(
                 dict(zip(params, own, strict=False)), self.fixed, dict(zip(slots, own[len(params) :], strict=True))
             )
-            stats, answer = take_step(self.rule, self.net, state, [Batch(x, y, weight, draws)], self.lr)
-            return (torch.stack(stats),) if answer is None else (torch.stack(stats), answer)
+            batch = Batch(x, y, weight, draws)
+            if not isinstance(self.rule, ScalarRule):
+                return (torch.stack(self.rule.step(self.net, state, batch, self.lr)),)
+            stats, answer = take_step(self.rule, self.net, state, [batch], self.lr)
+            return torch.stack(stats), answer
 
         stacked = [*batch[:3], *params.values(), *slots.values()]  # vmap takes its time over dictionaries
         axes = (None if self._shared(batch.draws) else 0, *[0] * len(stacked))
         try:
-            return vmap(step, in_dims=axes)(batch.draws, *stacked)
+            with torch.no_grad():
+                return vmap(step, in_dims=axes)(batch.draws, *stacked)
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise

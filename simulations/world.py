@@ -82,14 +82,20 @@ class World:
         memory = self.trainer.initial_params() if memory is None else memory
         return make_client_app(lambda context: self.client(int(context.node_config["partition-id"])), memory)
 
-    def work(self, index: int, message: Message) -> int:
-        """Return the FLOPs of what a client is asked to train; 0 for one that will not."""
+    def work(self, message: Message) -> Callable[[int], int]:
+        """Return, by client, the FLOPs of what a message asks it to train; 0 for one that will not."""
         if message.metadata.message_type != MessageType.TRAIN:
-            return 0
-        with suppress(Exception):  # of a user's rule: the client will say what is wrong
+            return lambda index: 0
+        with suppress(Exception):  # of a user's strategy, as below of a user's rule: the client will say what is wrong
             todo = assignment(protocol.only(message.content.config_records))
-            return self.trainer.flops(self.samples(index), todo, self.devices[index].budget if self.devices else None)
-        return 0
+
+        def flops(index: int) -> int:
+            with suppress(Exception):
+                budget = self.devices[index].budget if self.devices else None
+                return self.trainer.flops(self.samples(index), todo, budget)
+            return 0
+
+        return flops
 
     def admissions(self) -> list[Admission]:
         """Return what becomes of the clients on their devices, before anything runs; nothing without a fleet."""

@@ -24,7 +24,7 @@ from ... import protocol
 
 log = getLogger("fedforward")
 CLIENT_RAISED = 2  # Flower's error code of a ClientApp that raised an exception
-Work = Callable[[int, Message], float]  # partition, message -> FLOPs of answering it
+Work = Callable[[Message], Callable[[int], float]]  # message -> partition -> FLOPs of answering what it says
 
 
 class LocalGrid(Grid):
@@ -54,11 +54,13 @@ class LocalGrid(Grid):
 
     def in_order(self, messages: Iterable[Message]) -> list[Message]:
         """Return messages in the order in which they are answered: most work first, equal ones by partition."""
-        work = self.work or (lambda partition, message: 0)
+        work_of: dict[int, Callable[[int], float]] = {}  # what many are asked is looked at once
 
         def key(message: Message) -> tuple[float, int]:
-            partition = self.partition_of(message.metadata.dst_node_id)
-            return -work(partition, message), partition
+            partition, content = self.partition_of(message.metadata.dst_node_id), id(message.content)
+            if content not in work_of:
+                work_of[content] = self.work(message) if self.work else lambda partition: 0
+            return -work_of[content](partition), partition
 
         return sorted(messages, key=key)
 

@@ -1,0 +1,38 @@
+"""Products that `torch.func.vmap` has no fast rule for: where all operands are batched alike, one batched product.
+
+Without a transform at work each is the plain operation, and so it is under any but a vmap over the first axis.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x Wᵀ + b for x (..., m), weight (n, m) and bias (n,) or None."""
+    if is_batchedtensor(weight) and bias is not None and x.dim() == 2 and (stacked := _stacked(x, weight, bias)):
+        x, w, b = stacked
+        return _add_batch_dim(torch.baddbmm(b[:, None], x, w.mT), 0, maybe_get_level(weight))
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def add_product(target: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """Add scale · leftᵀ right to `target` (n, m) in place, for left (B, n) and right (B, m)."""
+    if not is_batchedtensor(target):
+        target.addmm_(left.T, right, alpha=scale)
+    elif stacked := _stacked(target, left, right):
+        target, left, right = stacked
+        target.baddbmm_(left.mT, right, alpha=scale)
+    else:
+        target.add_(left.T @ right, alpha=scale)
+
+
+def _stacked(*tensors: Tensor) -> list[Tensor] | None:
+    """Return what one vmap has batched along the first axis, with that axis; None if it has not batched all so."""
+    if all(is_batchedtensor(t) and maybe_get_bdim(t) == 0 for t in tensors):
+        inner = [get_unwrapped(t) for t in tensors]
+        if not any(map(is_batchedtensor, inner)):
+            return inner
+    return None
