@@ -45,10 +45,13 @@ class Trained(NamedTuple):
     params: Tensors  # its model; none if it has scalars
     scalars: Tensor | None  # (n,) float32
     measured: Mapping[str, float | Sequence[float]]  # `TRAIN_METRICS`
+    summed: float | None = None  # samples, if params are the sum of a group of clients, weighted; 0 if another tells it
 
 
 class LiveReply(Message):
     """A client's answer that is still in this process: Flower's records are made when they are asked for, if ever.
+
+    From then on they are the answer, and may be changed as those of any message.
 
     Args:
         to: the message that is answered.
@@ -60,8 +63,9 @@ class LiveReply(Message):
 
     def made(self) -> LiveReply:
         """Return this message with all that Flower gives one."""
-        if "_content" not in self.__dict__:
-            super().__init__(train_reply(*self.answer), reply_to=self.to)
+        if self.answer:
+            answer, self.answer = self.answer, None
+            super().__init__(train_reply(answer.params, answer.scalars, answer.measured), reply_to=self.to)
         return self
 
     metadata = property(lambda self: Message.metadata.fget(self.made()))
@@ -181,6 +185,11 @@ def train_reply(params: Tensors, scalars: Tensor | None, metrics: Mapping[str, f
     return RecordDict({**answer, METRICS: encode_metrics(TRAIN_METRICS, metrics)})
 
 
+def live(reply: Message) -> Trained | None:
+    """Return a reply's answer as long as no records have been made of it."""
+    return reply.answer if isinstance(reply, LiveReply) else None
+
+
 def sender(reply: Message) -> int:
     """Return the node that a reply comes from."""
     return reply.to.metadata.dst_node_id if isinstance(reply, LiveReply) else reply.metadata.src_node_id
@@ -188,19 +197,38 @@ def sender(reply: Message) -> int:
 
 def measured(reply: Message) -> Mapping[str, float | Sequence[float]]:
     """Return what a client measured."""
-    return reply.answer.measured if isinstance(reply, LiveReply) else only(reply.content.metric_records)
+    answer = live(reply)
+    return answer.measured if answer else only(reply.content.metric_records)
 
 
 def model_of(reply: Message) -> Tensors:
     """Return the model of a client's answer, to look at: its memory may be shared."""
-    return reply.answer.params if isinstance(reply, LiveReply) else params_of(only(reply.content.array_records))
+    answer = live(reply)
+    return answer.params if answer else params_of(only(reply.content.array_records))
+
+
+def summed_of(reply: Message) -> float | None:
+    """Return how many samples the sum of a group's models holds, if a reply has it in place of its model, else None."""
+    answer = live(reply)
+    return answer.summed if answer else None
+
+
+def join(reply: Message, group: int) -> Message:
+    """Return a reply as one of those whose models are summed before that is added to others."""
+    reply.__dict__["group"] = group
+    return reply
+
+
+def group_of(reply: Message) -> int | None:
+    """Return the group that a reply was made to join, or None."""
+    return reply.__dict__.get("group")
 
 
 def kept(reply: Message) -> Message:
     """Return a reply whose arrays are its own: an engine may share them with the next one's."""
-    if isinstance(reply, LiveReply):
-        own = {key: p.clone() for key, p in reply.answer.params.items()}
-        return LiveReply(reply.to, reply.answer._replace(params=own))
+    if answer := live(reply):
+        reply.answer = answer._replace(params={key: p.clone() for key, p in answer.params.items()})
+        return reply
     for arrays in reply.content.array_records.values():
         for key, array in arrays.items():
             if isinstance(array, LiveArray):
@@ -216,11 +244,12 @@ def only(records: Mapping[str, object]) -> object:
 
 def reply_bytes(reply: Message) -> tuple[int, int]:
     """Return (payload bytes, wire bytes) of a reply's content."""
-    if not isinstance(reply, LiveReply):
+    answer = live(reply)
+    if not answer:
         return payload_bytes(reply.content), wire_bytes(reply.content)
-    if reply.answer.scalars is not None:
-        return _scalar_reply_bytes(len(reply.answer.scalars))
-    return _model_reply_bytes(tuple((key, tuple(p.shape)) for key, p in reply.answer.params.items()))
+    if answer.scalars is not None:
+        return _scalar_reply_bytes(len(answer.scalars))
+    return _model_reply_bytes(tuple((key, tuple(p.shape)) for key, p in answer.params.items()))
 
 
 @lru_cache(maxsize=4096)

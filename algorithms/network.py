@@ -28,7 +28,7 @@ Pull = Callable[[Tensor], Pulled]  # of the gradient in the block's output
 
 
 def close_(gradient: Tensor, a: Tensor) -> Tensor:
-    """Set the gradient to 0 where a ReLU's output is, in place unless vmap is at work, which knows no such operation."""
+    """Set the gradient to 0 where a ReLU's output is; in place, but under vmap, which has no rule for that."""
     if transformed():
         return torch.ops.aten.threshold_backward(gradient, a, 0)
     return torch.ops.aten.threshold_backward.grad_input(gradient, a, 0, grad_input=gradient)  # a fifth of the time

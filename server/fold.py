@@ -2,19 +2,29 @@
 
     w = Σ n_i w_i / Σ n_i        (McMahan et al., arXiv 1602.05629, 2017, FedAvg)
 
-The sum is taken in the order in which replies are added, which is the same on every engine: most work first.
+The order of the sum is the same on every engine: most work first. Clients that are too small to be worth a message of
+their own are summed in groups of consecutive ones, and then the groups: a worker process can sum a group by itself, and
+the sum has the same bits wherever it is taken.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
+from torch import Tensor
 
 from .. import protocol
 from ..algorithms.rule import Tensors
 
 # What these make of a round is a function of the mean; of FedAvg.aggregate_train it is the mean itself.
 OF_THE_MEAN = {kind.aggregate_train for kind in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)}
+WORTH = 2e8  # FLOPs of a group: some milliseconds, beside which a message costs little
+T = TypeVar("T")
 
 
 def folds(strategy: Strategy) -> bool:
@@ -26,32 +36,109 @@ def folds(strategy: Strategy) -> bool:
     )
 
 
+def groups_of(clients: Sequence[T], work: Callable[[T], float]) -> list[list[T]]:
+    """Return a round's clients in groups of consecutive ones, of about equal work: 2, 4, 8, ... groups of some `WORTH`.
+
+    Clients that are worth it themselves, or whose work is not known, are groups of one.
+
+    Args:
+        clients: in the order in which they are folded.
+        work: of a client, in FLOPs.
+    """
+    costs = [float(work(client)) for client in clients]
+    total = sum(costs)
+    count = 2 ** max(1, round(math.log2(total / WORTH))) if total else len(clients)
+    if 2 * count > len(clients):
+        return [[client] for client in clients]
+    groups: list[list[T]] = [[] for _ in range(count)]
+    before = 0.0
+    for client, cost in zip(clients, costs, strict=True):
+        groups[min(int((before + cost / 2) * count / total), count - 1)].append(client)
+        before += cost
+    return [group for group in groups if group]
+
+
+class Sum:
+    """A running sum of models.
+
+    Args:
+        memory: where it is taken; None for new memory.
+
+    Attributes:
+        samples: how many samples it holds.
+    """
+
+    def __init__(self, memory: Tensors | None = None) -> None:
+        self.memory, self.models, self.samples = memory or {}, 0, 0.0
+
+    def add(self, params: Mapping[str, Tensor], samples: float, weight: float | None = None) -> None:
+        """Add weight · params, of so many samples; the weight is their number unless told otherwise.
+
+        Raises:
+            ValueError: if there are no parameters, or they are not those of the models before.
+        """
+        weight = samples if weight is None else weight
+        if not params or (self.memory and params.keys() != self.memory.keys()):
+            raise ValueError(f"a reply holds {', '.join(params) or 'no model'}, and the first held {self._names()}")
+        for key, values in params.items():
+            if self.models:
+                self.memory[key].add_(values, alpha=weight)
+            else:
+                self.memory[key] = torch.mul(values, weight, out=self.memory.get(key))
+        self.models, self.samples = self.models + 1, self.samples + samples
+
+    def clear(self) -> None:
+        """Begin anew, in the same memory."""
+        self.models, self.samples = 0, 0.0
+
+    def _names(self) -> str:
+        return ", ".join(self.memory) or "one"
+
+
 class Fold:
     """The running sum of a round's models, weighted by samples."""
 
     def __init__(self) -> None:
-        self.sums: Tensors = {}
-        self.samples = 0.0
+        self._total, self._group = Sum(), Sum()
+        self._open: int | None = None  # the group that is being summed
+
+    @property
+    def samples(self) -> float:
+        """How many samples the models were trained on, each client's counted once."""
+        return self._total.samples + self._group.samples
 
     def add(self, reply: Message) -> None:
-        """Add the model of a reply; nothing of it is kept.
+        """Add the model of a reply, or the sum that it holds of its group; nothing of it is kept.
 
         Raises:
             ValueError: if its arrays are not those of the models before it.
         """
-        params, samples = protocol.model_of(reply), float(protocol.measured(reply)[protocol.SAMPLES])
-        if self.sums and params.keys() != self.sums.keys():
-            raise ValueError(f"a reply holds {', '.join(params)}, and the first held {', '.join(self.sums)}")
-        for key, values in params.items():
-            if key in self.sums:
-                self.sums[key].add_(values, alpha=samples)
-            else:
-                self.sums[key] = values * samples
-        self.samples += samples
+        params, group = protocol.model_of(reply), protocol.group_of(reply)
+        samples, summed = float(protocol.measured(reply)[protocol.SAMPLES]), protocol.summed_of(reply)
+        if summed == 0:  # in the sum of another
+            return
+        if group is None or summed or group != self._open:
+            self._close()
+        if summed:
+            self._total.add(params, summed, weight=1)
+        elif group is None:
+            self._total.add(params, samples)
+        else:
+            self._group.add(params, samples)
+            self._open = group
+
+    def _close(self) -> None:
+        """Add the group that is being summed to the total."""
+        if self._open is not None:
+            self._total.add(self._group.memory, self._group.samples, weight=1)
+            self._group.clear()
+            self._open = None
 
     def mean(self) -> ArrayRecord:
         """Return the mean model, in the memory of the sum: nothing can be added after."""
-        return protocol.encode_params({key: total.div_(self.samples) for key, total in self.sums.items()})
+        self._close()
+        samples = self._total.samples
+        return protocol.encode_params({key: total.div_(samples) for key, total in self._total.memory.items()})
 
     def aggregate(self, strategy: Strategy, server_round: int, first: Message, errors: list[Message]) -> ArrayRecord:
         """Return the new model: what the strategy makes of one reply that holds the mean and all samples.

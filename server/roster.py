@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from .. import protocol
+from .fold import groups_of
 from .strategies import STRATEGIES
 
 CROWD = 10_000  # nodes; of more, a strategy is offered no more than it can use
@@ -100,17 +101,28 @@ class Roster(Grid):
         replies = self.grid.send_and_receive(messages, timeout=timeout)
         return sorted(replies, key=lambda reply: self.partition[reply.metadata.src_node_id])
 
-    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+    def stream(
+        self, messages: Iterable[Message], *, timeout: float | None = None, folded: bool = False
+    ) -> Iterator[Message]:
         """Send messages and yield the replies, most work first; a reply's arrays are valid until the next is asked for.
 
         A grid with a method `stream` of its own gives each reply as soon as its turn has come, in that same order.
+
+        Args:
+            messages: what is asked.
+            timeout: seconds to wait; None for ever.
+            folded: the replies' models will be summed, in groups (see `fold`).
         """
         stream = getattr(self.grid, "stream", None)
         if stream:
-            yield from stream(messages)
+            yield from stream(messages, folded=folded)
             return
         replies = self.grid.send_and_receive(messages, timeout=timeout)
-        yield from sorted(replies, key=lambda reply: (-work_of(reply), self.partition[reply.metadata.src_node_id]))
+        ordered = sorted(replies, key=lambda reply: (-work_of(reply), self.partition[reply.metadata.src_node_id]))
+        yield from (reply for reply in ordered if reply.has_error())
+        answers = [reply for reply in ordered if reply.has_content()]
+        for number, group in enumerate(groups_of(answers, work_of) if folded else ([reply] for reply in answers)):
+            yield from (protocol.join(reply, number) if len(group) > 1 else reply for reply in group)
 
     def set_run(self, run) -> None:
         """Pass on."""

@@ -154,7 +154,7 @@ class _Loop(Job):
             row["bytes_down"], row["wire_down"] = down.of(message)
             rows[node] = row | answer_columns(reply, self.plan.rule)
 
-        for reply in self.roster.stream(messages, timeout=self.plan.timeout):
+        for reply in self.roster.stream(messages, timeout=self.plan.timeout, folded=fold is not None):
             note(waiting.pop(protocol.sender(reply)), reply)
             if not reply.has_content():
                 errors.append(reply)

@@ -40,9 +40,9 @@ class CohortGrid(LocalGrid):
         super().__init__(world.experiment.clients, on_reply, world.work)
         self.world, self.at_once = world, at_once
 
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
+    def stream(self, messages: Iterable[Message], *, folded: bool = False) -> Iterator[Message]:
         """Run the clients in chunks and yield their replies; those of one chunk are alive together."""
-        ordered = self.in_order(messages)
+        ordered = self.in_order(list(messages))
         for _, alike in groupby(ordered, key=lambda m: (id(m.content), m.metadata.message_type)):
             for reply in self._answer(list(alike)):
                 yield reply

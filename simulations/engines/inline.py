@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from ... import protocol
 from .local import LocalGrid, Nodes, Work
 
 
@@ -33,9 +34,11 @@ class InlineGrid(LocalGrid):
         super().__init__(clients, on_reply, work)
         self.nodes = Nodes(app, clients, run_config)
 
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
+    def stream(self, messages: Iterable[Message], *, folded: bool = False) -> Iterator[Message]:
         """Run the client of each message and yield its reply."""
-        for message in self.in_order(messages):
-            yield self.nodes.answer(message)
-            if self.on_reply:
-                self.on_reply()
+        for number, group in enumerate(self.in_groups(list(messages), folded=folded)):
+            for message in group:
+                reply = self.nodes.answer(message)
+                yield protocol.join(reply, number) if len(group) > 1 else reply
+                if self.on_reply:
+                    self.on_reply()

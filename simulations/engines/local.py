@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from ... import protocol
+from ...server.fold import groups_of
 
 log = getLogger("fedforward")
 CLIENT_RAISED = 2  # Flower's error code of a ClientApp that raised an exception
@@ -49,20 +50,31 @@ class LocalGrid(Grid):
         """Let go of whatever the engine holds."""
 
     @abstractmethod
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Yield a reply to each message, most work first; its arrays are valid until the next is asked for."""
+    def stream(self, messages: Iterable[Message], *, folded: bool = False) -> Iterator[Message]:
+        """Yield a reply to each message, most work first; its arrays are valid until the next is asked for.
+
+        Args:
+            messages: what is asked.
+            folded: the replies' models will be summed, in groups (see `server.fold`): an engine may do that itself.
+        """
 
     def in_order(self, messages: Iterable[Message]) -> list[Message]:
         """Return messages in the order in which they are answered: most work first, equal ones by partition."""
-        work_of: dict[int, Callable[[int], float]] = {}  # what many are asked is looked at once
+        return [message for group in self.in_groups(messages, folded=False) for message in group]
 
-        def key(message: Message) -> tuple[float, int]:
+    def in_groups(self, messages: Iterable[Message], *, folded: bool) -> list[list[Message]]:
+        """Return messages in that order, and in the groups in which their models are summed, if they are."""
+        asked: dict[int, Callable[[int], float]] = {}  # what many are asked is looked at once
+        costs: dict[int, tuple[float, int]] = {}
+        for message in messages:
             partition, content = self.partition_of(message.metadata.dst_node_id), id(message.content)
-            if content not in work_of:
-                work_of[content] = self.work(message) if self.work else lambda partition: 0
-            return -work_of[content](partition), partition
-
-        return sorted(messages, key=key)
+            if content not in asked:
+                asked[content] = self.work(message) if self.work else lambda partition: 0
+            costs[id(message)] = -asked[content](partition), partition
+        ordered = sorted(messages, key=lambda message: costs[id(message)])
+        if not folded:
+            return [[message] for message in ordered]
+        return groups_of(ordered, lambda message: -costs[id(message)][0])
 
     def partition_of(self, node_id: int) -> int:
         """Return the partition that a node holds."""

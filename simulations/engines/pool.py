@@ -26,7 +26,7 @@ from ... import protocol
 from ...algorithms.rule import Tensors
 from .arena import Arena
 from .local import CLIENT_RAISED, LocalGrid, Work, own
-from .worker import IN_PLACE, Answer, Job, Packed, pack, unpack, work
+from .worker import IN_PLACE, Job, Outcome, Packed, pack, unpack, work
 
 PLACES = 2  # of a worker
 # What making a world imports, seconds of it: once for all workers, and for those that take the place of others.
@@ -44,7 +44,7 @@ class _Worker:
     process: BaseProcess
     jobs: Connection
     free: list[int]
-    given: deque[tuple[Job, Message]] = field(default_factory=deque)  # the first is under way
+    given: deque[Job] = field(default_factory=deque)  # the first is under way
     content: Packed | None = None  # what the message that it was given last holds
 
     def end(self) -> None:
@@ -92,21 +92,20 @@ class PoolGrid(LocalGrid):
         self._end_all()
         self.arena.close()
 
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
+    def stream(self, messages: Iterable[Message], *, folded: bool = False) -> Iterator[Message]:
         """Give messages to the workers and yield the replies, each as soon as it and those before it are there."""
         if not self.workers:
             self._begin_all()
-        ordered = self.in_order(messages)
-        queue = deque(enumerate(ordered))
-        contents = _Contents(ordered, self.models[0])
-        done: dict[int, tuple[Message, _Worker | None, int]] = {}
+        messages = list(messages)
+        contents = _Contents(messages, self.models[0])
+        turns = _Turns(self.in_groups(messages, folded=folded and contents.shared))
         try:
-            for turn in range(len(ordered)):
-                while turn not in done:
-                    self._give(queue, contents, done)
-                    self._take(queue, done)
-                reply, worker, place = done.pop(turn)
-                self._give(queue, contents, done)
+            for turn in range(len(messages)):
+                while turn not in turns.done:
+                    self._give(turns, contents)
+                    self._take(turns)
+                reply, worker, place = turns.done.pop(turn)
+                self._give(turns, contents)
                 yield reply
                 if worker:
                     worker.free.append(place)
@@ -116,47 +115,53 @@ class PoolGrid(LocalGrid):
             self._end_all()
             raise
 
-    def _give(self, queue: deque[tuple[int, Message]], contents: _Contents, done: dict) -> None:
-        """Give whoever is free a message, and one in store as long as there are enough for all."""
+    def _give(self, turns: _Turns, contents: _Contents) -> None:
+        """Give whoever is free a job, and one in store as long as there are enough for all."""
         for depth in (1, PLACES):
             for worker in self.workers:
-                plenty = len(queue) > len(self.workers)
-                if queue and len(worker.given) < depth and (depth == 1 or plenty):
+                plenty = len(turns.queue) > len(self.workers)
+                if turns.queue and len(worker.given) < depth and (depth == 1 or plenty):
                     if not worker.free and depth == 1:
-                        _clear(worker, done)
+                        turns.clear(worker)
                     if worker.free:
-                        _send(worker, *queue.popleft(), contents)
+                        _send(worker, turns, contents)
 
-    def _take(self, queue: deque[tuple[int, Message]], done: dict) -> None:
+    def _take(self, turns: _Turns) -> None:
         """Wait for an answer, or the end of a worker, and note it."""
         by_connection = {worker.jobs: worker for worker in self.workers if worker.given}
         for connection in wait(list(by_connection)):
             worker = by_connection[connection]
             try:
-                answer: Answer = connection.recv()
+                outcomes: list[Outcome] = connection.recv()
             except (EOFError, ConnectionResetError):
-                self._replace(worker, queue, done)
+                self._replace(worker, turns)
                 continue
-            job, message = worker.given.popleft()
-            if answer.error:
+            job = worker.given.popleft()
+            last = max((i for i, outcome in enumerate(outcomes) if not outcome.error), default=None)
+            if last is None:
                 worker.free.append(job.place)
-                done[job.number] = Message(Error(*answer.error), reply_to=message), None, 0
-                continue
-            content = unpack(answer.content, self.models[job.place])
-            done[job.number] = Message(content, reply_to=message), worker, job.place
+            for i, (turn, outcome) in enumerate(zip(job.turns, outcomes, strict=True)):
+                reply = _reply(turns.messages[turn], outcome, self.models[job.place])
+                turns.note(turn, reply, worker if i == last else None, job.place)
 
-    def _replace(self, worker: _Worker, queue: deque[tuple[int, Message]], done: dict) -> None:
-        """Note that a worker's client is lost, and let another worker begin in its place."""
+    def _replace(self, worker: _Worker, turns: _Turns) -> None:
+        """Let another worker begin in the place of one that is no more, and note that its client is lost.
+
+        Which client of several it was is not known: they are asked again, one by one.
+        """
         worker.end()
-        (lost, message), *unharmed = worker.given
-        code = worker.process.exitcode
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        reason = f"its worker process ended ({how}); out of memory, perhaps"
-        done[lost.number] = Message(Error(CLIENT_RAISED, reason), reply_to=message), None, 0
-        queue.extendleft((job.number, waiting) for job, waiting in reversed(unharmed))
-        for number, (reply, whose, _) in done.items():
-            if whose is worker:  # its place will be the new worker's
-                done[number] = own(reply), None, 0
+        lost, *unharmed = worker.given
+        for job in reversed(unharmed):
+            turns.queue.appendleft(job.turns)
+        if len(lost.turns) > 1:
+            turns.queue.extendleft((turn,) for turn in reversed(lost.turns))
+        else:
+            code = worker.process.exitcode
+            how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            reason = f"its worker process ended ({how}); out of memory, perhaps"
+            (turn,) = lost.turns
+            turns.note(turn, Message(Error(CLIENT_RAISED, reason), reply_to=turns.messages[turn]))
+        turns.keep(worker)  # its places will be the new worker's
         index = self.workers.index(worker)
         self.workers[index] = self._begin(index)
         self._wait_for(self.workers[index])
@@ -205,13 +210,53 @@ def _pinned(devices: Sequence[str], threads: int) -> list[int | None]:
     return [core if device == "cpu" else None for device, core in zip(devices, cores, strict=False)]
 
 
+class _Turns:
+    """The messages of a round, in the order in which their replies are due."""
+
+    def __init__(self, groups: list[list[Message]]) -> None:
+        self.messages = [message for group in groups for message in group]
+        self.group: dict[int, int] = {}  # of each turn whose model is summed with others'
+        self.queue: deque[tuple[int, ...]] = deque()  # turns of the jobs to come
+        self.done: dict[int, tuple[Message, _Worker | None, int]] = {}  # reply, and whose place is free after it
+        for number, group in enumerate(groups):
+            first = self.queue[-1][-1] + 1 if self.queue else 0
+            self.queue.append(tuple(range(first, first + len(group))))
+            if len(group) > 1:
+                self.group |= dict.fromkeys(self.queue[-1], number)
+
+    def note(self, turn: int, reply: Message, worker: _Worker | None = None, place: int = 0) -> None:
+        """Note a reply; with a worker, its place is free when the reply has been seen."""
+        if turn in self.group:
+            protocol.join(reply, self.group[turn])
+        self.done[turn] = reply, worker, place
+
+    def clear(self, worker: _Worker) -> None:
+        """Free a place of a worker by copying a reply whose turn has not come."""
+        for turn, (reply, whose, place) in self.done.items():
+            if whose is worker:
+                self.done[turn] = own(reply), None, 0
+                worker.free.append(place)
+                return
+
+    def keep(self, worker: _Worker) -> None:
+        """Copy all replies that lie in a worker's places."""
+        for turn, (reply, whose, _) in self.done.items():
+            if whose is worker:
+                self.done[turn] = own(reply), None, 0
+
+
 class _Contents:
-    """What the messages of a round hold, packed; one model that all share is put where the workers see it."""
+    """What the messages of a round hold, packed; one model that all share is put where the workers see it.
+
+    Attributes:
+        shared: whether all hold the same.
+    """
 
     def __init__(self, messages: list[Message], shared: Tensors) -> None:
         self.packed: dict[int, Packed] = {}
         distinct = {id(message.content): message.content for message in messages}
-        if len(distinct) == 1:
+        self.shared = len(distinct) == 1
+        if self.shared:
             (content,) = distinct.values()
             if _fits(content, shared):
                 protocol.decode_params(protocol.only(content.array_records), shared)
@@ -238,21 +283,25 @@ def _fits(content: Any, shared: Tensors) -> bool:
     )
 
 
-def _send(worker: _Worker, number: int, message: Message, contents: _Contents) -> None:
-    """Give a message to a worker that has a free place."""
-    content, metadata = contents.of(message), message.metadata
+def _send(worker: _Worker, turns: _Turns, contents: _Contents) -> None:
+    """Give the next job to a worker that has a free place."""
+    due = turns.queue.popleft()
+    messages = [turns.messages[turn] for turn in due]
+    content, nodes = contents.of(messages[0]), tuple(message.metadata.dst_node_id for message in messages)
     known = content is worker.content
-    job = Job(number, metadata.dst_node_id, metadata.message_type, worker.free.pop(), None if known else content)
+    kind = messages[0].metadata.message_type
+    job = Job(due, nodes, kind, worker.free.pop(), None if known else content)
     worker.content = content
-    worker.given.append((job, message))
+    worker.given.append(job)
     with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, and `_take` will notice
         worker.jobs.send(job)
 
 
-def _clear(worker: _Worker, done: dict) -> None:
-    """Free a place of a worker by copying a reply whose turn has not come."""
-    for number, (reply, whose, place) in done.items():
-        if whose is worker:
-            done[number] = own(reply), None, 0
-            worker.free.append(place)
-            return
+def _reply(message: Message, outcome: Outcome, model: Tensors) -> Message:
+    """Return the reply to a message; its model, or that of its group, is the one given."""
+    if outcome.error:
+        return Message(Error(*outcome.error), reply_to=message)
+    if outcome.trained:
+        params = model if outcome.trained.scalars is None else {}
+        return protocol.LiveReply(message, outcome.trained._replace(params=params))
+    return Message(unpack(outcome.content, model), reply_to=message)

@@ -9,14 +9,16 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from ... import protocol
 from ...algorithms.rule import Tensors
+from ...server.fold import Sum
 from ..experiment import from_run_config
-from ..world import build
+from ..world import World, build
 from .arena import Arena
 from .local import Nodes, assume_identity
 
@@ -26,29 +28,29 @@ Packed = dict[str, tuple[type, Any]]  # the records of a message: name -> type, 
 
 @dataclass(frozen=True)
 class Job:
-    """A message to be answered.
+    """Messages of one content to be answered, one client after the other.
 
     Attributes:
-        number: of the message in its round.
-        node, kind: whom it is for, and its type.
-        place: of the arena, where the client trains and leaves its model.
-        content: its records, or None for those of the job before.
+        turns: of the messages in their round.
+        nodes: whom they are for.
+        kind: their type.
+        place: of the arena, where the client trains and leaves its model, or several leave the sum of theirs.
+        content: their records, or None for those of the job before.
     """
 
-    number: int
-    node: int
+    turns: tuple[int, ...]
+    nodes: tuple[int, ...]
     kind: str
     place: int
     content: Packed | None
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of a job: records, or an error's code and reason."""
+class Outcome(NamedTuple):
+    """What became of a message: an answer without its model, which is in its place, other records, or an error."""
 
-    number: int
-    content: Packed | None
-    error: tuple[int, str] | None = None
+    trained: protocol.Trained | None = None
+    content: Packed | None = None
+    error: tuple[int, str] | None = None  # code and reason
 
 
 def work(jobs: Connection, run_config: dict[str, Any], arena: Arena, device: str, cpu: int | None) -> None:
@@ -73,23 +75,56 @@ def work(jobs: Connection, run_config: dict[str, Any], arena: Arena, device: str
         jobs.send(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return
     models = [arena.model(place) for place in range(arena.places)]
-    memory: Tensors = {}
-    nodes = Nodes(world.app(memory), world.experiment.clients, run_config)
+    desk = _Desk(world, run_config, models)
     jobs.send(None)
-    records = RecordDict()
     while True:
         try:
             job = jobs.recv()
         except EOFError:
             return
-        memory.clear()
-        memory.update(models[job.place])
-        records = records if job.content is None else unpack(job.content, models[0])
-        reply = nodes.answer(Message(records, dst_node_id=job.node, message_type=job.kind))
-        if reply.has_content():
-            jobs.send(Answer(job.number, pack(reply.content, memory)))
-        else:
-            jobs.send(Answer(job.number, None, (reply.error.code, reply.error.reason)))
+        jobs.send(desk.answer(job))
+
+
+class _Desk:
+    """Where a worker's clients train, one after the other.
+
+    Args:
+        world: knows the clients.
+        run_config: what they find in their context.
+        models: the places of the arena.
+    """
+
+    def __init__(self, world: World, run_config: dict[str, Any], models: list[Tensors]) -> None:
+        self.models, self.records = models, RecordDict()
+        self.memory: Tensors = {}  # where the next client trains
+        self.nodes = Nodes(world.app(self.memory), world.experiment.clients, run_config)
+
+    def answer(self, job: Job) -> list[Outcome]:
+        """Return what became of each message of a job; several models are summed in its place."""
+        self.records = self.records if job.content is None else unpack(job.content, self.models[0])
+        place, several = self.models[job.place], len(job.nodes) > 1
+        own = {key: torch.empty_like(p) for key, p in place.items()} if several else place
+        self.memory.clear()
+        self.memory.update(own)
+        total, outcomes = Sum(place), []
+        for node in job.nodes:
+            reply = self.nodes.answer(Message(self.records, dst_node_id=node, message_type=job.kind))
+            outcomes.append(self._outcome(reply, total if several else None))
+        last = max((i for i, outcome in enumerate(outcomes) if outcome.trained), default=None)
+        if several and last is not None:
+            outcomes[last] = Outcome(outcomes[last].trained._replace(summed=total.samples))
+        return outcomes
+
+    def _outcome(self, reply: Message, total: Sum | None) -> Outcome:
+        """Return what became of a message, after adding its model to a sum if there is one."""
+        if not reply.has_content():
+            return Outcome(error=(reply.error.code, reply.error.reason))
+        answer = protocol.live(reply)
+        if not answer:
+            return Outcome(content=pack(reply.content, self.memory))
+        if total:
+            total.add(answer.params, answer.measured[protocol.SAMPLES])
+        return Outcome(answer._replace(params={}, summed=0.0 if total else None))
 
 
 def pack(content: RecordDict, shared: Tensors) -> Packed:

@@ -12,8 +12,8 @@ from flwr.app import Context, RecordDict
 from small_runs import rows, small
 
 
-def serve(config, app):
-    grid = InlineGrid(app, config["clients"], config)
+def serve(config, app, work=None):
+    grid = InlineGrid(app, config["clients"], config, work=work)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
     make_server_app(prepare, finish)(grid, context)
 
@@ -21,7 +21,8 @@ def serve(config, app):
 def test_it_leaves_the_rows_of_our_own_engine(tmp_path, no_report, capsys):
     world, folder = start(small(name="ours"), tmp_path)
     execute(world, folder)
-    serve(small(name="flowers").to_run_config() | {"runs-dir": str(tmp_path)}, make_client_app(load_client))
+    config = small(name="flowers").to_run_config() | {"runs-dir": str(tmp_path)}
+    serve(config, make_client_app(load_client), world.work)
     assert rows(tmp_path / "flowers") == rows(folder)
     assert capsys.readouterr().err.endswith(f"finished: {tmp_path / 'flowers' / 'report.html'}\n")
 

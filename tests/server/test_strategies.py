@@ -30,9 +30,9 @@ class Spy(InlineGrid):
 
     sent, answers = [], []
 
-    def stream(self, messages):
+    def stream(self, messages, **options):
         Spy.sent += (messages := list(messages))
-        for reply in super().stream(messages):
+        for reply in super().stream(messages, **options):
             Spy.answers.append(own(reply))
             yield reply
 
