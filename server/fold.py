@@ -45,13 +45,18 @@ def groups_of(clients: Sequence[T], work: Callable[[T], float]) -> list[list[T]]
         clients: in the order in which they are folded.
         work: of a client, in FLOPs.
     """
-    costs = [float(work(client)) for client in clients]
-    total = sum(costs)
+    total = sum(map(work, clients))
     count = 2 ** max(1, round(math.log2(total / WORTH))) if total else len(clients)
-    if 2 * count > len(clients):
-        return [[client] for client in clients]
+    return [[client] for client in clients] if 2 * count > len(clients) else shares(clients, work, count)
+
+
+def shares(clients: Sequence[T], work: Callable[[T], float], count: int) -> list[list[T]]:
+    """Return clients in at most `count` groups of consecutive ones, of about equal work."""
+    costs = [float(work(client)) for client in clients]
+    if not any(costs):
+        costs = [1.0] * len(clients)
     groups: list[list[T]] = [[] for _ in range(count)]
-    before = 0.0
+    before, total = 0.0, sum(costs)
     for client, cost in zip(clients, costs, strict=True):
         groups[min(int((before + cost / 2) * count / total), count - 1)].append(client)
         before += cost

@@ -56,8 +56,8 @@ def choose(world: World) -> Choice:
             check_flower(e, devices)
         if e.engine in ("pool", "flower"):
             devices = devices or ("cpu",) * _most_workers(e)
-        elif len(devices) > 1:
-            raise ExperimentError(f"engine {e.engine} uses one device, not {e.devices}: use --engine pool")
+        elif len(devices) > 1 and e.engine == "inline":
+            raise ExperimentError(f"engine inline uses one device, not {e.devices}: use --engine pool")
         return Choice(e.engine, devices or ("cpu",), "as asked")
     if len(devices) > 1:
         return Choice("pool", devices, "a worker for each of --devices")
@@ -83,7 +83,7 @@ def choose(world: World) -> Choice:
 def grid_of(world: World, choice: Choice, on_reply: Callable[[], None] | None = None) -> LocalGrid | FlowerGrid:
     """Return the grid of a choice, to be used as a context manager."""
     e, common = world.experiment, (world.experiment.clients, on_reply, world.work)
-    if choice.engine == "pool":
+    if choice.engine == "pool" or (len(choice.devices) > 1 and choice.engine == "cohort"):
         params = world.trainer.initial_params()
         return PoolGrid(e.to_run_config(), choice.devices, params, *common)
     if choice.engine == "flower":

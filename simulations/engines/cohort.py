@@ -34,23 +34,30 @@ class CohortGrid(LocalGrid):
         world: knows the clients.
         on_reply: called after each client, for progress.
         at_once: clients in flight; None for as many as half of the device's free memory holds.
+        sharers: processes that share that half.
     """
 
-    def __init__(self, world: World, on_reply: Callable[[], None] | None = None, at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        on_reply: Callable[[], None] | None = None,
+        at_once: int | None = None,
+        sharers: int = 1,
+    ) -> None:
         super().__init__(world.experiment.clients, on_reply, world.work)
-        self.world, self.at_once = world, at_once
+        self.world, self.at_once, self.sharers = world, at_once, sharers
 
     def stream(self, messages: Iterable[Message], *, folded: bool = False) -> Iterator[Message]:
         """Run the clients in chunks and yield their replies; those of one chunk are alive together."""
-        ordered = self.in_order(list(messages))
+        ordered = self.in_order(messages)
         for _, alike in groupby(ordered, key=lambda m: (id(m.content), m.metadata.message_type)):
-            for reply in self._answer(list(alike)):
+            for reply in self.answer(list(alike)):
                 yield reply
                 if self.on_reply:
                     self.on_reply()
 
-    def _answer(self, messages: list[Message]) -> Iterator[Message]:
-        """Answer messages of one content and type."""
+    def answer(self, messages: list[Message]) -> Iterator[Message]:
+        """Yield a reply to each of some messages of one content and type, those of one chunk alive together."""
         params = protocol.decode_params(protocol.only(messages[0].content.array_records))
         params = {key: p.to(self.world.trainer.device) for key, p in params.items()}
         if messages[0].metadata.message_type != MessageType.TRAIN:
@@ -99,7 +106,8 @@ class CohortGrid(LocalGrid):
         if not fits:
             return 1
         most, samples = max(fits, key=lambda fit: fit.peak), max(len(m.train) + len(m.test) for m in members)
-        return min(clients_within(self.world.trainer, most, int(SHARE * self._free()), samples), AT_ONCE)
+        room = int(SHARE * self._free() / self.sharers)
+        return min(clients_within(self.world.trainer, most, room, samples), AT_ONCE)
 
     def _free(self) -> int:
         """Return the bytes that are free on the device."""

@@ -36,7 +36,8 @@ class InlineGrid(LocalGrid):
 
     def stream(self, messages: Iterable[Message], *, folded: bool = False) -> Iterator[Message]:
         """Run the client of each message and yield its reply."""
-        for number, group in enumerate(self.in_groups(list(messages), folded=folded)):
+        groups = self.in_groups(messages) if folded else [[message] for message in self.in_order(messages)]
+        for number, group in enumerate(groups):
             for message in group:
                 reply = self.nodes.answer(message)
                 yield protocol.join(reply, number) if len(group) > 1 else reply

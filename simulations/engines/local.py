@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from logging import getLogger
+from operator import itemgetter
 from typing import Any, Self
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -21,7 +22,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from ... import protocol
-from ...server.fold import groups_of
+from ...server.fold import groups_of, shares
 
 log = getLogger("fedforward")
 CLIENT_RAISED = 2  # Flower's error code of a ClientApp that raised an exception
@@ -60,21 +61,25 @@ class LocalGrid(Grid):
 
     def in_order(self, messages: Iterable[Message]) -> list[Message]:
         """Return messages in the order in which they are answered: most work first, equal ones by partition."""
-        return [message for group in self.in_groups(messages, folded=False) for message in group]
+        return [message for message, _ in self._with_work(messages)]
 
-    def in_groups(self, messages: Iterable[Message], *, folded: bool) -> list[list[Message]]:
-        """Return messages in that order, and in the groups in which their models are summed, if they are."""
+    def in_groups(self, messages: Iterable[Message], count: int | None = None) -> list[list[Message]]:
+        """Return messages in that order, in the groups in which their models are summed, or in `count` equal ones."""
+        pairs = self._with_work(messages)
+        groups = groups_of(pairs, itemgetter(1)) if count is None else shares(pairs, itemgetter(1), count)
+        return [[message for message, _ in group] for group in groups]
+
+    def _with_work(self, messages: Iterable[Message]) -> list[tuple[Message, float]]:
+        """Return messages with the FLOPs of answering each, most work first, equal ones by partition."""
         asked: dict[int, Callable[[int], float]] = {}  # what many are asked is looked at once
-        costs: dict[int, tuple[float, int]] = {}
+        found = []
         for message in messages:
             partition, content = self.partition_of(message.metadata.dst_node_id), id(message.content)
             if content not in asked:
                 asked[content] = self.work(message) if self.work else lambda partition: 0
-            costs[id(message)] = -asked[content](partition), partition
-        ordered = sorted(messages, key=lambda message: costs[id(message)])
-        if not folded:
-            return [[message] for message in ordered]
-        return groups_of(ordered, lambda message: -costs[id(message)][0])
+            found.append((-asked[content](partition), partition, message))
+        found.sort(key=itemgetter(0, 1))
+        return [(message, -work) for work, _, message in found]
 
     def partition_of(self, node_id: int) -> int:
         """Return the partition that a node holds."""

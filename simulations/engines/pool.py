@@ -98,7 +98,7 @@ class PoolGrid(LocalGrid):
             self._begin_all()
         messages = list(messages)
         contents = _Contents(messages, self.models[0])
-        turns = _Turns(self.in_groups(messages, folded=folded and contents.shared))
+        turns = _Turns(self._jobs(messages, folded and contents.shared, contents.shared), folded)
         try:
             for turn in range(len(messages)):
                 while turn not in turns.done:
@@ -114,6 +114,12 @@ class PoolGrid(LocalGrid):
         except BaseException:  # their answers would be taken for those of a later round
             self._end_all()
             raise
+
+    def _jobs(self, messages: list[Message], folded: bool, shared: bool) -> list[list[Message]]:
+        """Return whom a worker answers together: a group whose models are summed, or a worker's share as a cohort."""
+        if self.run_config["engine"] == "cohort" and shared:
+            return self.in_groups(messages, len(self.devices))
+        return self.in_groups(messages) if folded else [[message] for message in self.in_order(messages)]
 
     def _give(self, turns: _Turns, contents: _Contents) -> None:
         """Give whoever is free a job, and one in store as long as there are enough for all."""
@@ -180,7 +186,8 @@ class PoolGrid(LocalGrid):
         if os.name == "posix":
             context.set_forkserver_preload([*PRELOADED, *["sklearn.datasets"] * (self.run_config["data"] == "digits")])
         ours, theirs = context.Pipe()
-        arguments = (theirs, self.run_config, self.arena, self.devices[index], self.cpus[index])
+        device = self.devices[index]
+        arguments = (theirs, self.run_config, self.arena, device, self.cpus[index], self.devices.count(device))
         process = context.Process(target=work, args=arguments, daemon=True, name=f"fedforward worker {index}")
         process.start()
         theirs.close()
@@ -211,9 +218,14 @@ def _pinned(devices: Sequence[str], threads: int) -> list[int | None]:
 
 
 class _Turns:
-    """The messages of a round, in the order in which their replies are due."""
+    """The messages of a round, in the order in which their replies are due.
 
-    def __init__(self, groups: list[list[Message]]) -> None:
+    Args:
+        groups: whom a worker answers together.
+        folded: the models of each group are summed.
+    """
+
+    def __init__(self, groups: list[list[Message]], folded: bool) -> None:
         self.messages = [message for group in groups for message in group]
         self.group: dict[int, int] = {}  # of each turn whose model is summed with others'
         self.queue: deque[tuple[int, ...]] = deque()  # turns of the jobs to come
@@ -221,7 +233,7 @@ class _Turns:
         for number, group in enumerate(groups):
             first = self.queue[-1][-1] + 1 if self.queue else 0
             self.queue.append(tuple(range(first, first + len(group))))
-            if len(group) > 1:
+            if folded and len(group) > 1:
                 self.group |= dict.fromkeys(self.queue[-1], number)
 
     def note(self, turn: int, reply: Message, worker: _Worker | None = None, place: int = 0) -> None:
@@ -290,7 +302,8 @@ def _send(worker: _Worker, turns: _Turns, contents: _Contents) -> None:
     content, nodes = contents.of(messages[0]), tuple(message.metadata.dst_node_id for message in messages)
     known = content is worker.content
     kind = messages[0].metadata.message_type
-    job = Job(due, nodes, kind, worker.free.pop(), None if known else content)
+    summed = len(due) > 1 and due[0] in turns.group
+    job = Job(due, nodes, kind, worker.free.pop(), summed, None if known else content)
     worker.content = content
     worker.given.append(job)
     with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, and `_take` will notice

@@ -20,6 +20,7 @@ from ...server.fold import Sum
 from ..experiment import from_run_config
 from ..world import World, build
 from .arena import Arena
+from .cohort import CohortGrid
 from .local import Nodes, assume_identity
 
 IN_PLACE = "in place"  # stands for arrays that lie in shared memory
@@ -34,7 +35,8 @@ class Job:
         turns: of the messages in their round.
         nodes: whom they are for.
         kind: their type.
-        place: of the arena, where the client trains and leaves its model, or several leave the sum of theirs.
+        place: of the arena, where a client trains and leaves its model.
+        summed: the clients leave the sum of their models there.
         content: their records, or None for those of the job before.
     """
 
@@ -42,6 +44,7 @@ class Job:
     nodes: tuple[int, ...]
     kind: str
     place: int
+    summed: bool
     content: Packed | None
 
 
@@ -53,7 +56,9 @@ class Outcome(NamedTuple):
     error: tuple[int, str] | None = None  # code and reason
 
 
-def work(jobs: Connection, run_config: dict[str, Any], arena: Arena, device: str, cpu: int | None) -> None:
+def work(
+    jobs: Connection, run_config: dict[str, Any], arena: Arena, device: str, cpu: int | None, sharers: int
+) -> None:
     """Answer jobs until there are no more: first of all `None`, when the world is built, or why it cannot be.
 
     Args:
@@ -62,6 +67,7 @@ def work(jobs: Connection, run_config: dict[str, Any], arena: Arena, device: str
         arena: place 0 holds the model that the server sends.
         device: where to train.
         cpu: the core to stay on.
+        sharers: workers on that device.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -75,7 +81,7 @@ def work(jobs: Connection, run_config: dict[str, Any], arena: Arena, device: str
         jobs.send(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return
     models = [arena.model(place) for place in range(arena.places)]
-    desk = _Desk(world, run_config, models)
+    desk = _Desk(world, run_config, models, sharers)
     jobs.send(None)
     while True:
         try:
@@ -86,32 +92,34 @@ def work(jobs: Connection, run_config: dict[str, Any], arena: Arena, device: str
 
 
 class _Desk:
-    """Where a worker's clients train, one after the other.
+    """Where a worker's clients train: one after the other or, if that is the experiment's engine, as cohorts.
 
     Args:
         world: knows the clients.
         run_config: what they find in their context.
         models: the places of the arena.
+        sharers: workers on this one's device.
     """
 
-    def __init__(self, world: World, run_config: dict[str, Any], models: list[Tensors]) -> None:
+    def __init__(self, world: World, run_config: dict[str, Any], models: list[Tensors], sharers: int) -> None:
         self.models, self.records = models, RecordDict()
+        self.own = {key: torch.empty_like(p) for key, p in models[0].items()}
         self.memory: Tensors = {}  # where the next client trains
         self.nodes = Nodes(world.app(self.memory), world.experiment.clients, run_config)
+        self.cohorts = CohortGrid(world, sharers=sharers) if world.experiment.engine == "cohort" else None
 
     def answer(self, job: Job) -> list[Outcome]:
-        """Return what became of each message of a job; several models are summed in its place."""
+        """Return what became of each message of a job."""
         self.records = self.records if job.content is None else unpack(job.content, self.models[0])
-        place, several = self.models[job.place], len(job.nodes) > 1
-        own = {key: torch.empty_like(p) for key, p in place.items()} if several else place
-        self.memory.clear()
-        self.memory.update(own)
-        total, outcomes = Sum(place), []
-        for node in job.nodes:
-            reply = self.nodes.answer(Message(self.records, dst_node_id=node, message_type=job.kind))
-            outcomes.append(self._outcome(reply, total if several else None))
+        place = self.models[job.place]
+        self.memory.update(self.own if job.summed else place)
+        messages = [Message(self.records, dst_node_id=node, message_type=job.kind) for node in job.nodes]
+        replies = self.cohorts.answer(messages) if self.cohorts else map(self.nodes.answer, messages)
+        total = Sum(place) if job.summed else None
+        found = {protocol.sender(reply): self._outcome(reply, total) for reply in replies}
+        outcomes = [found[node] for node in job.nodes]
         last = max((i for i, outcome in enumerate(outcomes) if outcome.trained), default=None)
-        if several and last is not None:
+        if total and last is not None:
             outcomes[last] = Outcome(outcomes[last].trained._replace(summed=total.samples))
         return outcomes
 
@@ -120,11 +128,16 @@ class _Desk:
         if not reply.has_content():
             return Outcome(error=(reply.error.code, reply.error.reason))
         answer = protocol.live(reply)
-        if not answer:
-            return Outcome(content=pack(reply.content, self.memory))
-        if total:
+        if answer and total:
             total.add(answer.params, answer.measured[protocol.SAMPLES])
-        return Outcome(answer._replace(params={}, summed=0.0 if total else None))
+            return Outcome(answer._replace(params={}, summed=0.0))
+        if answer and (answer.scalars is not None or _lie_in(answer.params, self.memory)):
+            return Outcome(answer._replace(params={}))
+        return Outcome(content=pack(reply.content, self.memory))
+
+
+def _lie_in(params: Tensors, shared: Tensors) -> bool:
+    return all(p.data_ptr() == shared[key].data_ptr() for key, p in params.items())
 
 
 def pack(content: RecordDict, shared: Tensors) -> Packed:
