@@ -1,6 +1,6 @@
-"""Products that `torch.func.vmap` has no fast rule for: where all operands are batched alike, one batched product.
+"""Products of one replica or of several side by side: stacked along a first axis, or batched by `torch.func.vmap`.
 
-Without a transform at work each is the plain operation, and so it is under any but a vmap over the first axis.
+vmap has no fast rule for them: where all operands are batched alike, here they are one batched product.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor,
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x Wᵀ + b for x (..., m), weight (n, m) and bias (n,) or None."""
+    """Return x Wᵀ + b for x (..., m), weight (n, m) and bias (n,) or None; or of stacked ones, x (C, B, m)."""
+    if weight.dim() == 3:
+        return x @ weight.mT if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
     if is_batchedtensor(weight) and bias is not None and x.dim() == 2 and (stacked := _stacked(x, weight, bias)):
         x, w, b = stacked
         return _add_batch_dim(torch.baddbmm(b[:, None], x, w.mT), 0, maybe_get_level(weight))
@@ -19,8 +21,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def add_product(target: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """Add scale · leftᵀ right to `target` (n, m) in place, for left (B, n) and right (B, m)."""
-    if not is_batchedtensor(target):
+    """Add scale · leftᵀ right to `target` (n, m) in place, for left (B, n) and right (B, m), or stacked ones."""
+    if target.dim() == 3:
+        target.baddbmm_(left.mT, right, alpha=scale)
+    elif not is_batchedtensor(target):
         target.addmm_(left.T, right, alpha=scale)
     elif stacked := _stacked(target, left, right):
         target, left, right = stacked

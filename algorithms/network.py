@@ -52,6 +52,11 @@ class Dense(NamedTuple):
     bias: str
 
 
+def _flat(x: Tensor, weight: Tensor) -> Tensor:
+    """Return samples as vectors for a linear layer of this weight; of replicas side by side they are."""
+    return x if x.dim() == weight.dim() else x.flatten(1)
+
+
 class Network:
     """The structure of a network of blocks.
 
@@ -98,9 +103,9 @@ class Network:
         return self._keys[i]
 
     def block(self, i: int, params: Tensors, x: Tensor) -> Tensor:
-        """Run block `i` on x (B, ...)."""
+        """Run block `i` on x (B, ...), or on replicas side by side (see `Rule.stackable`)."""
         if (dense := self._dense[i]) is not None:
-            z = linear(x.flatten(1), params[dense.weight], params.get(dense.bias))
+            z = linear(_flat(x, params[dense.weight]), params[dense.weight], params.get(dense.bias))
             return ACTIVATIONS[dense.activation][0](z)
         for layer in self._layers[i]:
             x = layer(params, x)
@@ -132,7 +137,7 @@ class Network:
         if dense is None:
             own = {key: params[key] for key in self._keys[i]}
             return pullback(lambda own, x: self.block(i, own, x), own, x, wrt_input)
-        shape, flat = x.shape, x.flatten(1)
+        shape, flat = x.shape, _flat(x, params[dense.weight])
         a = self.block(i, params, flat)
         del x  # of a map with its channels last, `flat` is a copy
 
@@ -143,7 +148,7 @@ class Network:
             del a
             grads: dict[str, Gradient] = {dense.weight: Product(gradient, flat)}
             if dense.bias in params:
-                grads[dense.bias] = gradient.sum(0)
+                grads[dense.bias] = gradient.sum(-2)
             return (grads, (gradient @ params[dense.weight]).view(shape)) if wrt_input else grads
 
         return a, pull_dense
@@ -155,6 +160,11 @@ class Network:
         """
         dense = self._dense[i]
         return dense and (dense.linear, dense.activation)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every block is [Flatten] Linear [activation]."""
+        return all(dense is not None for dense in self._dense)
 
     def _dense_form(self, i: int) -> Dense | None:
         layers = [(n, m) for n, m in self.blocks[i]._modules.items() if not isinstance(m, nn.Flatten)]

@@ -52,8 +52,8 @@ class Batch(NamedTuple):
         """
         total = self.total
         if total is None:
-            total = self.weight.sum() if weight is None else weight
-        return self.weight / total.clamp_min(1e-12)
+            total = self.weight.sum(-1) if weight is None else weight
+        return self.weight / total.clamp_min(1e-12).unsqueeze(-1)
 
 
 class State(NamedTuple):
@@ -89,6 +89,13 @@ class Rule(ABC):
 
     lr: float = 0.1
 
+    def stackable(self, net: Network) -> bool:
+        """Return whether `step` also takes replicas side by side: all tensors but `fixed` with one more axis in front.
+
+        It then returns stats of one number a replica, and costs less than under `torch.func.vmap`.
+        """
+        return False
+
     def check(self, net: Network) -> None:  # noqa: B027  (a rule without demands need not override it)
         """Raise `RuleError` if this rule cannot train `net`, saying why."""
 
@@ -123,6 +130,10 @@ class GradientRule(Rule):
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+    def closed_form(self, net: Network) -> bool:
+        """Return whether a step that needs no graph where blocks are dense is `stackable`: with sgd, on dense ones."""
+        return self.optimizer == "sgd" and net.is_dense
 
     def __post_init__(self) -> None:
         if self.optimizer not in optimizer.NAMES:
@@ -184,25 +195,34 @@ def cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
 
 
 def cross_entropy_stats(logits: Tensor, batch: Batch) -> Stats:
-    """Return the stats of the cross-entropy of `logits` (B, C)."""
-    return stats_of(torch.nn.functional.cross_entropy(logits, batch.y, reduction="none"), logits, batch)
+    """Return the stats of the cross-entropy of `logits` (..., B, C)."""
+    if logits.dim() == 2:
+        losses = torch.nn.functional.cross_entropy(logits, batch.y, reduction="none")
+    else:
+        losses = _negated_at(logits.log_softmax(-1), batch.y)
+    return stats_of(losses, logits, batch)
 
 
 def softmax_error(logits: Tensor, batch: Batch) -> Tensor:
-    """Return the gradient of the weighted mean cross-entropy in the logits: (softmax − onehot) · share, (B, C)."""
-    return _error_(logits.softmax(1), batch.y, batch.share())
+    """Return the gradient of the weighted mean cross-entropy in the logits: (softmax − onehot) · share, (..., B, C)."""
+    return _error_(logits.softmax(-1), batch.y, batch.share())
 
 
 def softmax_error_and_stats(logits: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
     """Return the gradient of the cross-entropy in the logits, and the stats of it, from one softmax."""
-    log_p = logits.log_softmax(1)
-    stats = stats_of(log_p.gather(1, batch.y[:, None]).squeeze(1).neg(), logits, batch)
+    log_p = logits.log_softmax(-1)
+    stats = stats_of(_negated_at(log_p, batch.y), logits, batch)
     return _error_(log_p.exp_(), batch.y, batch.share(stats.weight)), stats
 
 
+def _negated_at(log_p: Tensor, y: Tensor) -> Tensor:
+    """Return −log p of each sample's class, (..., B)."""
+    return log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1).neg()
+
+
 def _error_(softmax: Tensor, y: Tensor, share: Tensor) -> Tensor:
-    share = share[:, None]
-    return softmax.mul_(share).scatter_add_(1, y[:, None], -share)
+    share = share.unsqueeze(-1)
+    return softmax.mul_(share).scatter_add_(-1, y.unsqueeze(-1), -share)
 
 
 def onehot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -211,6 +231,10 @@ def onehot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 
 
 def stats_of(losses: Tensor, logits: Tensor, batch: Batch) -> Stats:
-    """Return the stats of per-sample `losses` (B,) and class scores `logits` (B, C)."""
-    correct = (logits.argmax(1) == batch.y).to(batch.weight.dtype)
-    return Stats(losses.dot(batch.weight), correct.dot(batch.weight), batch.weight.sum())
+    """Return the stats of per-sample `losses` (..., B) and class scores `logits` (..., B, C)."""
+    correct = (logits.argmax(-1) == batch.y).to(batch.weight.dtype)
+    return Stats(_dot(losses, batch.weight), _dot(correct, batch.weight), batch.weight.sum(-1))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return a.dot(b) if a.dim() == 1 else (a * b).sum(-1)

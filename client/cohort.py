@@ -214,6 +214,10 @@ class _Batched:
 
     def _step(self, params: Tensors, slots: Tensors, batch: Batch) -> tuple[Tensor, ...]:
         """Take one step of all who still train, in place; return stats (clients, 3) and any answers (clients, K)."""
+        if self.rule.stackable(self.net):
+            batch = batch._replace(x=batch.x.flatten(2))
+            with torch.no_grad():
+                return (torch.stack(self.rule.step(self.net, State(params, self.fixed, slots), batch, self.lr), 1),)
 
         def step(draws: Any, x: Tensor, y: Tensor, weight: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
             state = State(

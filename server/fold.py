@@ -23,7 +23,7 @@ from ..algorithms.rule import Tensors
 
 # What these make of a round is a function of the mean; of FedAvg.aggregate_train it is the mean itself.
 OF_THE_MEAN = {kind.aggregate_train for kind in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)}
-WORTH = 2e8  # FLOPs of a group: some milliseconds, beside which a message costs little
+WORTH = 4e8  # FLOPs of a group: some milliseconds, beside which a message costs little
 T = TypeVar("T")
 
 

@@ -79,9 +79,11 @@ def _known(value: Any) -> Any:
 
 
 def _insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
-    columns = ", ".join(row)
-    marks = ", ".join("?" * len(row))
-    db.execute(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))
+    db.execute(_insertion(table, tuple(row)), tuple(row.values()))
+
+
+def _insertion(table: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
 class _Round(NamedTuple):
@@ -246,8 +248,11 @@ class Records:
             self._lock.close()
 
     def _insert_all(self, table: str, server_round: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        alike: dict[tuple[str, ...], list[tuple]] = {}  # rows by their columns
         for row in rows:
-            _insert(self.db, table, {"round": server_round} | dict(row))
+            alike.setdefault(tuple(row), []).append((server_round, *row.values()))
+        for columns, values in alike.items():
+            self.db.executemany(_insertion(table, ("round", *columns)), values)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -56,7 +56,8 @@ def start(experiment: Experiment, runs: Path = RUNS) -> tuple[World, Path]:
     world = build(experiment)
     if experiment.engine == "auto":  # recorded as chosen, since the last bits of a cohort's numbers are its own
         choice = choose(world)
-        experiment = experiment.replace(engine=choice.engine)
+        devices = choice.named() if choice.engine == "cohort" else experiment.devices
+        experiment = experiment.replace(engine=choice.engine, devices=devices)
         world = replace(world, experiment=experiment, chosen=str(choice))
     admissions = world.admissions()
     if admissions and not any(admission.fit for admission in admissions):

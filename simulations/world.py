@@ -102,7 +102,7 @@ class World:
         for (samples, device), clients in self._alike().items():
             try:
                 with blamed_on(f"rule '{self.experiment.rule}'"):
-                    fit = self.trainer.fit_to(samples, self._assignment, device.budget)
+                    fit = self.trainer.fit_to(samples, self.asked, device.budget)
                 words = self.changes(
                     self.experiment.rule if not fit.rank else fit.rule.name, fit.micro_batch, fit.chunk
                 )
@@ -143,15 +143,15 @@ class World:
 
     def _step_plan(self, row: Row) -> MemoryPlan:
         """Return the plan of the step that a client's row speaks of."""
-        trainer, todo = self.trainer, self._assignment
+        trainer, todo = self.trainer, self.asked
         rule = next((rule for rule in trainer.ladder if rule.name == row["rule"]), trainer.rule)
         if row["chunk"]:
             rule = dataclasses.replace(rule, chunk=row["chunk"])
         return trainer.planner.step(rule, row["batch"], row["micro_batch"], anchored=bool(todo.proximal_mu))
 
     @cached_property
-    def _assignment(self) -> Assignment:
-        """Return what a round asks of clients, as far as memory depends on it."""
+    def asked(self) -> Assignment:
+        """What a round asks of clients, as far as memory and work depend on it."""
         e, pull = self.experiment, getattr(self.strategy(), "proximal_mu", 0.0)
         return Assignment(1, self.trainer.rule.lr, e.epochs, e.batch_size, proximal_mu=pull)
 

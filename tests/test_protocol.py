@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from fedforward import protocol
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from fedforward.simulations.engines.local import assume_identity
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 METRICS = dict.fromkeys(protocol.TRAIN_METRICS, 1.5) | {"fit": [0, 4096, 1]}
 
@@ -132,3 +133,53 @@ def test_measuring_leaves_the_record_as_it_was():
     assert {key: vars(array) for key, array in content[protocol.ARRAYS].items()} == before
     back = pickle.loads(pickle.dumps(content))  # a memoryview kept by an array would make this fail
     assert same_bits(protocol.decode_params(back[protocol.ARRAYS]), protocol.decode_params(content[protocol.ARRAYS]))
+
+
+def live_reply(scalars=None):
+    assume_identity()
+    question = Message(RecordDict(), dst_node_id=7, message_type="train")
+    model = {} if scalars is not None else params((30, 20), (20,))
+    return protocol.LiveReply(question, protocol.Trained(model, scalars, METRICS))
+
+
+@pytest.mark.parametrize("scalars", [None, torch.randn(64)])
+def test_a_live_reply_is_counted_as_what_flower_would_send(scalars):
+    reply = live_reply(scalars)
+    counted, sender = protocol.reply_bytes(reply), protocol.sender(reply)
+    assert protocol.live(reply), "counting asks for no records"
+    content = reply.content
+    assert not protocol.live(reply)
+    assert counted == protocol.reply_bytes(reply) == (protocol.payload_bytes(content), protocol.wire_bytes(content))
+    assert sender == protocol.sender(reply) == reply.metadata.src_node_id == 7
+    assert content["metrics"]["loss"] == METRICS["loss"]
+
+
+def test_records_that_were_asked_for_are_the_answer():
+    """A mod that changes the content must not be passed over."""
+    reply = live_reply()
+    reply.content["metrics"]["loss"] = 5.0
+    reply.content["arrays"] = protocol.encode_params({"a": torch.ones(2)})
+    assert protocol.measured(reply)["loss"] == 5 and protocol.model_of(reply)["a"].tolist() == [1, 1]
+    other = live_reply()
+    other.content = RecordDict({"metrics": MetricRecord({"loss": 6.0})})
+    assert protocol.measured(other)["loss"] == 6
+
+
+def test_a_live_reply_is_pickled_as_a_message_with_a_model_of_its_own():
+    reply = live_reply()
+    model = protocol.model_of(reply)
+    copy = pickle.loads(pickle.dumps(reply))
+    assert type(copy) is Message and protocol.sender(copy) == 7
+    expected = {key: p.clone() for key, p in model.items()}
+    for p in model.values():
+        p.zero_()
+    assert all(torch.equal(p, expected[key]) for key, p in protocol.model_of(copy).items())
+
+
+def test_a_reply_that_is_kept_outlives_the_engines_memory():
+    reply = live_reply()
+    model = protocol.model_of(reply)
+    expected, kept = {key: p.clone() for key, p in model.items()}, protocol.kept(reply)
+    for p in model.values():
+        p.zero_()
+    assert all(torch.equal(p, expected[key]) for key, p in protocol.model_of(kept).items())

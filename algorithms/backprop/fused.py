@@ -34,6 +34,10 @@ class FusedBackprop(Backprop):
     paper: ClassVar[str] = "Lv et al., arXiv 2306.09782, 2023"
     autograd: ClassVar[str] = "inside a block"
 
+    def stackable(self, net: Network) -> bool:
+        """Return whether there is no graph anywhere."""
+        return self.closed_form(net)
+
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Run forward and keep every block's pull, then pull and update from the last block to the first."""
         x, pulls = batch.x, []

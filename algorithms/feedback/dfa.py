@@ -57,6 +57,10 @@ class DFA(GradientRule):
             fixed[f"{i}.feedback"] = torch.from_numpy(self.scale * draws / width**0.5).to(torch.float32)
         return State(params, fixed, self.slots(params))
 
+    def stackable(self, net: Network) -> bool:
+        """Return whether there is no graph anywhere."""
+        return self.closed_form(net)
+
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Run forward once, then give every block its projection of the error."""
         x, pulls = batch.x, []

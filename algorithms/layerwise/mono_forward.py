@@ -68,14 +68,18 @@ class MonoForward(GradientRule):
             params[f"{i}.head"] = torch.from_numpy(draws / width**0.5).to(torch.float32)
         return State(params, {}, self.slots(params))
 
+    def stackable(self, net: Network) -> bool:
+        """Return whether there is no graph anywhere."""
+        return self.closed_form(net)
+
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Run, project and update one block after the other; stats are those of the network's prediction."""
         x, scores = batch.x, 0.0
         for i in net.hidden:
             a, pull = net.block_vjp(i, state.params, x)
             head = state.params[f"{i}.head"]
-            pooled = pool(a)
-            logits = pooled @ head.T
+            pooled = pool(a, head)
+            logits = pooled @ head.mT
             delta = softmax_error(logits, batch)
             grads = pull(spread(delta @ head, a))
             del pull
@@ -90,19 +94,20 @@ class MonoForward(GradientRule):
         scores = 0.0
         for i in net.hidden:
             x = net.block(i, state.params, x)
-            logits = pool(x) @ state.params[f"{i}.head"].T
+            head = state.params[f"{i}.head"]
+            logits = pool(x, head) @ head.T
             scores = scores + logits if self.prediction == "sum" else logits
         return scores
 
 
-def pool(a: Tensor) -> Tensor:
-    """Average a map (B, channels, ...) over its positions; vectors (B, width) stay."""
-    return a.flatten(2).mean(2) if a.dim() > 2 else a
+def pool(a: Tensor, head: Tensor) -> Tensor:
+    """Average a map (B, channels, ...) over its positions for a projection; vectors (..., B, width) stay."""
+    return a if a.dim() == head.dim() else a.flatten(2).mean(2)
 
 
 def spread(gradient: Tensor, a: Tensor) -> Tensor:
     """Return the gradient of `pool` at a: (B, channels) spread evenly over the positions of a."""
-    if a.dim() == 2:
+    if a.dim() == gradient.dim():
         return gradient
     positions = a[0, 0].numel()
     return (gradient / positions).reshape(*gradient.shape, *[1] * (a.dim() - 2)).expand_as(a)

@@ -2,14 +2,17 @@
 
 Workers give the very numbers of this process and begin in a few seconds, so they pay for all but short runs: a short
 probe trains one client and takes the time. The last bits of a cohort's numbers are its own, so no clock may decide for
-it: the experiment alone does, and whether there is a GPU.
+it: the experiment alone does, and whether there is a GPU. Side by side pay scalar rules, whose clients share their
+random directions, and small clients whose steps are a few products.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import current_process
 from typing import NamedTuple
 
@@ -28,6 +31,8 @@ from .pool import PoolGrid
 
 WORTH = 15.0  # seconds of one core's work from which on workers pay
 FEW = 5  # clients that save more side by side than two workers do
+SMALL = 1e8  # FLOPs of a client that saves more side by side than its caches lose
+LONG = 5e11  # FLOPs of a run of such clients from which on workers pay
 PROBED = 2.0  # seconds of a probe that need not be repeated
 
 
@@ -37,6 +42,11 @@ class Choice(NamedTuple):
     engine: str
     devices: tuple[str, ...]  # "cpu", "cuda:0", …: one a worker
     why: str
+
+    def named(self) -> str:
+        """Return the devices as `--devices` takes them; nothing for the one that needs no name."""
+        kinds = Counter(self.devices) if self.devices != ("cpu",) else {}
+        return ",".join(f"cpu:{n}" if device == "cpu" else ",".join([device] * n) for device, n in kinds.items())
 
     def __str__(self) -> str:
         several = f" × {len(self.devices)}" if len(self.devices) > 1 else ""
@@ -69,6 +79,10 @@ def choose(world: World) -> Choice:
         return Choice("cohort" if batched else "inline", devices, why)
     if _share_directions(world):
         return Choice("cohort", ("cpu",), "its clients share their random directions")
+    small = _small(world)
+    if small:
+        workers = _most_workers(e) if not devices and small * e.rounds > LONG and not current_process().daemon else 1
+        return Choice("cohort", ("cpu",) * workers, "its clients are small and need no graph")
     most = 1 if devices or current_process().daemon else _most_workers(e)  # a daemon may have no children
     alone = seconds_of_a_client(world)
     total = alone * e.sampled() * e.rounds
@@ -132,6 +146,17 @@ def _share_directions(world: World) -> bool:
     rule, net = world.trainer.rule, world.trainer.net
     dense = all(net.dense(i) for i in range(len(net.blocks)))
     return rule.exchange == "scalars" and rule.vmappable and dense and world.experiment.sampled() >= FEW
+
+
+def _small(world: World) -> float:
+    """Return a round's FLOPs if clients side by side cost less than one by one, else 0: small ones, without a graph."""
+    e, trainer = world.experiment, world.trainer
+    if e.sampled() < FEW or not trainer.rule.stackable(trainer.net):
+        return 0
+    with suppress(Exception):  # of a user's rule: its clients will say what is wrong
+        work = trainer.flops(world.samples(0), world.asked, None)
+        return work * e.sampled() if work < SMALL else 0
+    return 0
 
 
 def seconds_of_a_client(world: World) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from itertools import groupby
 
 import psutil
@@ -49,12 +50,13 @@ class CohortGrid(LocalGrid):
 
     def stream(self, messages: Iterable[Message], *, folded: bool = False) -> Iterator[Message]:
         """Run the clients in chunks and yield their replies; those of one chunk are alive together."""
-        ordered = self.in_order(messages)
-        for _, alike in groupby(ordered, key=lambda m: (id(m.content), m.metadata.message_type)):
-            for reply in self.answer(list(alike)):
-                yield reply
-                if self.on_reply:
-                    self.on_reply()
+        messages = list(messages)
+        for number, group in enumerate(self.in_cohorts(messages, [self.world.trainer.device])):
+            for _, alike in groupby(group, key=lambda m: (id(m.content), m.metadata.message_type)):
+                for reply in self.answer(list(alike)):
+                    yield protocol.join(reply, number) if folded and 1 < len(group) < len(messages) else reply
+                    if self.on_reply:
+                        self.on_reply()
 
     def answer(self, messages: list[Message]) -> Iterator[Message]:
         """Yield a reply to each of some messages of one content and type, those of one chunk alive together."""
@@ -106,10 +108,11 @@ class CohortGrid(LocalGrid):
         if not fits:
             return 1
         most, samples = max(fits, key=lambda fit: fit.peak), max(len(m.train) + len(m.test) for m in members)
-        room = int(SHARE * self._free() / self.sharers)
+        room = int(SHARE * self._free / self.sharers)
         return min(clients_within(self.world.trainer, most, room, samples), AT_ONCE)
 
+    @cached_property
     def _free(self) -> int:
-        """Return the bytes that are free on the device."""
+        """The bytes that are free on the device before the first cohort."""
         device = torch.device(self.world.trainer.device)
         return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

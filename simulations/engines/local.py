@@ -7,7 +7,7 @@ process nothing is serialised, and the server counts bytes exactly as Flower wou
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from logging import getLogger
 from operator import itemgetter
@@ -63,11 +63,22 @@ class LocalGrid(Grid):
         """Return messages in the order in which they are answered: most work first, equal ones by partition."""
         return [message for message, _ in self._with_work(messages)]
 
-    def in_groups(self, messages: Iterable[Message], count: int | None = None) -> list[list[Message]]:
-        """Return messages in that order, in the groups in which their models are summed, or in `count` equal ones."""
-        pairs = self._with_work(messages)
-        groups = groups_of(pairs, itemgetter(1)) if count is None else shares(pairs, itemgetter(1), count)
-        return [[message for message, _ in group] for group in groups]
+    def in_groups(self, messages: Iterable[Message]) -> list[list[Message]]:
+        """Return messages in that order, in the groups in which their models are summed."""
+        return [[message for message, _ in group] for group in groups_of(self._with_work(messages), itemgetter(1))]
+
+    def in_cohorts(self, messages: Sequence[Message], devices: Sequence[str]) -> list[list[Message]]:
+        """Return messages in that order, and who are to train side by side, if there is memory.
+
+        On a CPU, whose caches like few, these are the groups, if there are any; else each device takes its share.
+        """
+        groups = self.in_groups(messages)
+        if devices[0] == "cpu" and len(groups) < len(messages):
+            return groups
+        return [
+            [message for message, _ in share]
+            for share in shares(self._with_work(messages), itemgetter(1), len(devices))
+        ]
 
     def _with_work(self, messages: Iterable[Message]) -> list[tuple[Message, float]]:
         """Return messages with the FLOPs of answering each, most work first, equal ones by partition."""

@@ -118,7 +118,7 @@ class PoolGrid(LocalGrid):
     def _jobs(self, messages: list[Message], folded: bool, shared: bool) -> list[list[Message]]:
         """Return whom a worker answers together: a group whose models are summed, or a worker's share as a cohort."""
         if self.run_config["engine"] == "cohort" and shared:
-            return self.in_groups(messages, len(self.devices))
+            return self.in_cohorts(messages, self.devices)
         return self.in_groups(messages) if folded else [[message] for message in self.in_order(messages)]
 
     def _give(self, turns: _Turns, contents: _Contents) -> None:

@@ -1,11 +1,12 @@
 """The contract, kept by every rule: padding, vmap, replay, and that it learns."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from cases import CLASSES, NETS, RULES, SHAPE, assert_close, batch, copied, double, equal, network, step
+from cases import CLASSES, NETS, RULES, SHAPE, assert_close, batch, copied, double, equal, network, nonuniform, step
 from fedforward import algorithms
 from fedforward.algorithms import (
     DFA,
@@ -30,6 +31,36 @@ ALL = [(rule, net) for rule in RULES for net in ("mlp", "lenet", "cnn-group")]
 def test_every_rule_is_tested_here():
     assert {type(rule) for rule in RULES.values()} == set(algorithms.RULES.values())
     assert all(rule.name == name and rule.paper and rule.__doc__ for name, rule in algorithms.RULES.items())
+
+
+def test_closed_forms_are_what_trains_side_by_side():
+    names = {rule.name for rule in RULES.values() if rule.stackable(network("mlp"))}
+    assert names == {"backprop-fused", "mono-forward", "dfa"}
+    assert not any(rule.stackable(network(net)) for rule in RULES.values() for net in ("lenet", "cnn-group"))
+    assert not MonoForward(optimizer="adam").stackable(network("mlp"))
+
+
+@pytest.mark.parametrize("name", ["backprop-fused", "mono-forward", "dfa"])
+def test_replicas_side_by_side_learn_what_each_learns_alone(name):
+    rule, net = replace(RULES[name], momentum=0.5, weight_decay=0.1), network("mlp")
+    alone = [double(rule.init(net, seed)) for seed in range(3)]
+    fixed = alone[0].fixed
+    stacked = State(
+        *(
+            {key: torch.stack([getattr(state, part)[key] for state in alone]) for key in getattr(alone[0], part)}
+            for part in ("params", "fixed", "slots")
+        )
+    )._replace(fixed=fixed)
+    for s in range(2):
+        batches = [nonuniform(batch(rule, 5, seed=c, step=s)) for c in range(3)]
+        whole = Batch(*(torch.stack(column) for column in zip(*(b[:3] for b in batches), strict=True)))
+        stats = rule.step(net, stacked, whole._replace(x=whole.x.flatten(2)), 0.1)
+        found = [rule.step(net, state._replace(fixed=fixed), b, 0.1) for state, b in zip(alone, batches, strict=True)]
+        for c in range(3):
+            assert_close({n: v[c] for n, v in stats._asdict().items()}, found[c]._asdict(), atol=1e-12)
+            for part in ("params", "slots"):
+                own = {key: t[c] for key, t in getattr(stacked, part).items()}
+                assert_close(own, getattr(alone[c], part), atol=1e-12)
 
 
 @pytest.mark.parametrize("rule, net", ALL)

@@ -36,6 +36,7 @@ RULES = {name: rule(lr=min(rule.lr, 0.05)) for name, rule in algorithms.RULES.it
 }
 OPTIONS = {
     "momentum": Backprop(momentum=0.9, weight_decay=0.01),
+    "side by side": FusedBackprop(momentum=0.9, weight_decay=0.01),
     "adam": MonoForward(lr=0.01, optimizer="adam", weight_decay=0.01),
     "one-pass": ForwardForward(inference="one-pass"),
     "central": Baffle(lr=0.01, directions=3, scheme="central"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from fedforward import protocol
-from fedforward.server.fold import Fold, folds
+from fedforward.server.fold import WORTH, Fold, Sum, folds, groups_of, shares
 from fedforward.server.strategies import STRATEGIES
 from fedforward.simulations.engines.inline import InlineGrid
 from fedforward.simulations.engines.local import assume_identity
@@ -59,6 +59,58 @@ def test_what_looks_at_every_reply_does_not_fold():
     assert not folds(Own()) and not folds(FedAvg(weighted_by_key="steps"))
     assert not folds(FedAvg(train_metrics_aggr_fn=lambda contents, key: MetricRecord()))
     assert not folds(DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, 2))
+
+
+def live_replies(count):
+    """Yield replies of this process whose models are small whole numbers, whose sums are exact."""
+    assume_identity()
+    rng = np.random.default_rng(1)
+    for node in range(1, count + 1):
+        question = Message(RecordDict(), dst_node_id=node, message_type="train")
+        params = {"a": torch.from_numpy(rng.integers(-9, 9, (3, 5)).astype(np.float32))}
+        yield protocol.LiveReply(question, protocol.Trained(params, None, {protocol.SAMPLES: int(rng.integers(1, 50))}))
+
+
+def test_a_group_is_summed_by_itself_wherever_that_is():
+    """One reply after the other, or as a worker gives them: the sum with the last, and nothing with the others."""
+    one_by_one, by_a_worker, total = Fold(), Fold(), Sum()
+    for number, reply in enumerate(live_replies(5)):
+        one_by_one.add(protocol.join(reply, 0) if number in (1, 2, 3) else reply)
+        answer = reply.answer
+        if number in (1, 2, 3):
+            total.add(answer.params, answer.measured[protocol.SAMPLES])
+            summed = total.samples if number == 3 else 0.0
+            reply.answer = answer._replace(params=total.memory, summed=summed)
+        by_a_worker.add(reply)
+    assert (
+        one_by_one.samples
+        == by_a_worker.samples
+        == sum(protocol.measured(reply)[protocol.SAMPLES] for reply in live_replies(5))
+    )
+    expected = sum(r.answer.params["a"] * r.answer.measured[protocol.SAMPLES] for r in live_replies(5))
+    for fold in (one_by_one, by_a_worker):
+        torch.testing.assert_close(protocol.params_of(fold.mean())["a"], expected / fold.samples, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10, 100])
+@pytest.mark.parametrize("work", [0.0, 1.0, WORTH / 20, WORTH / 3, 5 * WORTH])
+def test_small_clients_are_grouped_and_others_are_not(count, work):
+    groups = groups_of(list(range(count)), lambda client: work)
+    assert [client for group in groups for client in group] == list(range(count))
+    if not work or work > WORTH or count < 4:
+        assert all(len(group) == 1 for group in groups)
+    elif len(groups) < count:
+        sizes = [len(group) for group in groups]
+        assert len(groups) in (2, 4, 8, 16, 32) and max(sizes) - min(sizes) <= 1
+        assert len(groups) == 2 or WORTH / 2 < work * count / len(groups) < 2 * WORTH
+    else:
+        assert work * 2 > WORTH / 2
+
+
+def test_shares_are_of_equal_work():
+    assert shares([5, 1, 1, 1, 1, 1], float, 2) == [[5], [1, 1, 1, 1, 1]]
+    assert shares([0, 0, 0, 0], float, 2) == [[0, 0], [0, 0]]
+    assert shares([1], float, 3) == [[1]]
 
 
 def test_other_arrays_are_refused():

@@ -19,9 +19,9 @@ def serve(config, app, work=None):
 
 
 def test_it_leaves_the_rows_of_our_own_engine(tmp_path, no_report, capsys):
-    world, folder = start(small(name="ours"), tmp_path)
+    world, folder = start(small(name="ours", engine="inline"), tmp_path)
     execute(world, folder)
-    config = small(name="flowers").to_run_config() | {"runs-dir": str(tmp_path)}
+    config = small(name="flowers", engine="inline").to_run_config() | {"runs-dir": str(tmp_path)}
     serve(config, make_client_app(load_client), world.work)
     assert rows(tmp_path / "flowers") == rows(folder)
     assert capsys.readouterr().err.endswith(f"finished: {tmp_path / 'flowers' / 'report.html'}\n")

@@ -126,7 +126,7 @@ def test_settings_of_one_rule_reach_its_runs_and_are_told(cli, no_report, tmp_pa
         rule: tomllib.loads((tmp_path / "runs" / "it" / f"{rule}-seed3" / "experiment.toml").read_text())
         for rule in ("dfa", "backprop")
     }
-    changed = {"epochs": 2, "lr": 0.07, "evaluate-every": 2, "rule": "dfa", "name": "dfa-seed3"}
+    changed = {"epochs": 2, "lr": 0.07, "evaluate-every": 2, "rule": "dfa", "name": "dfa-seed3", "engine": "cohort"}
     common = experiments["backprop"]
     assert experiments["dfa"] == common | changed | {"set": common["set"] | {"rule": {"scale": 0.5}}}
 

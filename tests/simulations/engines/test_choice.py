@@ -21,19 +21,24 @@ def machine(monkeypatch):
     return be
 
 
+def autograd_world(**options):
+    """Return a world whose clients gain nothing side by side."""
+    return small_world(rule="backprop", **options)
+
+
 def test_short_runs_stay_in_this_process(machine):
     machine()
-    assert choose(small_world(rounds=2))[:2] == ("inline", ("cpu",))
+    assert choose(autograd_world(rounds=2))[:2] == ("inline", ("cpu",))
 
 
 def test_long_runs_take_every_core(machine):
     machine(cores=4)
-    picked = choose(small_world(rounds=2000))
+    picked = choose(autograd_world(rounds=2000))
     assert picked[:2] == ("pool", ("cpu",) * 4) and "about 100 s" in picked.why
-    assert choose(small_world(rounds=2000, clients_per_round=3)).devices == ("cpu",) * 3
-    assert choose(small_world(rounds=20000, clients_per_round=1)).engine == "inline"
+    assert choose(autograd_world(rounds=2000, clients_per_round=3)).devices == ("cpu",) * 3
+    assert choose(autograd_world(rounds=20000, clients_per_round=1)).engine == "inline"
     machine(cores=1)
-    assert choose(small_world(rounds=2000)).engine == "inline"
+    assert choose(autograd_world(rounds=2000)).engine == "inline"
 
 
 def test_batches_of_clients_by_the_experiment_and_no_clock(machine):
@@ -44,6 +49,18 @@ def test_batches_of_clients_by_the_experiment_and_no_clock(machine):
         assert choose(small_world(**scalars, clients_per_round=4)).engine != "cohort"
         convolutions = scalars | {"set": scalars["set"] | {"model": {"channels": [2]}}}
         assert choose(small_world(model="lenet", **convolutions)).engine != "cohort"
+
+
+def test_small_clients_without_a_graph_train_side_by_side(machine):
+    for alone in (1e-4, 1e4):
+        machine(cores=2, alone=alone)
+        assert choose(small_world(rounds=2))[:2] == ("cohort", ("cpu",))
+        long = choose(small_world(rounds=10**7))
+        assert long[:2] == ("cohort", ("cpu", "cpu")) and long.named() == "cpu:2"
+        assert choose(small_world(rounds=2, devices="cpu")).engine == "cohort"
+        assert choose(small_world(set={"model": {"hidden": [3000, 3000]}})).engine != "cohort"
+        assert choose(small_world(set={"rule": {"optimizer": "adam"}})).engine != "cohort"
+        assert choose(small_world(model="lenet", set={"model": {"channels": [2]}})).engine != "cohort"
 
 
 def test_gpus(machine):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from fedforward.server.records import read_run
+from fedforward.simulations.engines.choice import choose, grid_of
 from fedforward.simulations.engines.cohort import CohortGrid
-from small_runs import simulate, small_world
+from small_runs import rows, simulate, small_world
 
 # Accuracies are counts of samples, and one near the border may fall on its other side: 1 of 15 here.
 TOLERANCE = {"loss": 1e-4, "train_loss": 1e-4, "client_loss": 1e-4}
@@ -42,6 +43,16 @@ def test_the_same_records_within_rounding(tmp_path, case):
                 np.testing.assert_allclose(
                     ours[column].astype(float), theirs[column].astype(float), rtol=TOLERANCE[column]
                 )
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
+def test_two_workers_give_the_bits_of_one_process(tmp_path, strategy):
+    world = small_world(engine="cohort", devices="cpu:2", strategy=strategy, partition="dirichlet:0.5")
+    simulate(world, tmp_path / "one", grid=lambda *_, **__: CohortGrid(world))
+    with grid_of(world, choose(world)) as grid:
+        assert len(grid.workers) == 2
+        simulate(world, tmp_path / "two", grid=lambda *_, **__: grid)
+    assert rows(tmp_path / "two") == rows(tmp_path / "one")
 
 
 def test_a_fleet_evaluates_within_its_budget(tmp_path):

@@ -63,6 +63,20 @@ def test_a_worker_that_dies_loses_its_client_and_another_takes_its_place():
     assert not any(map(psutil.pid_exists, [*before, *pids]))
 
 
+def test_a_worker_that_dies_with_several_clients_loses_none(tmp_path):
+    """Which of them it was is not known: they are asked again, one by one, and the sum has the same bits."""
+    world = small_world(rounds=1)
+    simulate(world, tmp_path / "inline")
+    with pool(world) as grid:
+        assert [len(group) for group in grid.in_groups(question(world, range(1, 6)))] == [2, 3]
+        pid = grid.workers[0].process.pid
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(1, os.kill, (pid, signal.SIGKILL)).start()
+        simulate(world, tmp_path / "pool", grid=lambda *_, **__: grid)
+        assert grid.workers[0].process.pid != pid
+    assert rows(tmp_path / "pool") == rows(tmp_path / "inline")
+
+
 def test_out_of_memory_in_a_worker_is_the_clients_fault(monkeypatch):
     """The kernel's killer is the case above; what PyTorch cannot allocate is an error of the client alone."""
     world = small_world(rule="rules_for_pool:Hungry")
