@@ -65,6 +65,7 @@ LOOKS: Mapping[str, Look] = {
             Column("time_of_floor", "time of it", times),
             Column("added_ms_a_client", "ms/client", format_number),
             Column("time_of_plain", "time of plain", times),
+            Column("time_of_hand", "time of by hand", times),
         ),
         ("model", "runner", "time_of_floor", "time over the bare loop's"),
     ),
@@ -95,6 +96,20 @@ LOOKS: Mapping[str, Look] = {
         ),
         ("network", "rule", "of_product", "of a matrix product's FLOP/s"),
     ),
+    "compile": Look(
+        "A rule's step compiled by torch.compile, beside the step as it is",
+        (
+            Column("model", "model"),
+            Column("rule", "rule"),
+            Column("compile_s", "compiling", format_seconds),
+            Column("eager_ms", "as it is, ms", format_number),
+            Column("compiled_ms", "compiled, ms", format_number),
+            Column("time_of_eager", "time of it", times),
+            Column("pays_after_rounds", "pays after rounds", format_integer),
+            Column("reason", ""),
+        ),
+        ("model", "rule", "time_of_eager", "time over the step's as it is"),
+    ),
     "metering": Look(
         "Client rounds with a plan and with an audit, over the same without",
         (
@@ -114,6 +129,7 @@ LOOKS: Mapping[str, Look] = {
             Column("hidden", "hidden"),
             Column("inline", "inline", pace),
             Column("cohort", "cohort", pace),
+            Column("cohort(2)", "cohort(2)", pace),
             Column("pool(2)", "pool(2)", pace),
             Column("fastest", "fastest"),
             Column("auto", "auto"),

@@ -19,7 +19,7 @@ from ..world import build
 from . import bare, workload
 from .settings import Row, Settings, Timing, in_turns, ratio, timing
 
-RULES = {"mlp": ("backprop", "backprop-fused"), "cnn": ("backprop",)}
+RULES = {"mlp": ("backprop", "backprop-fused", "mono-forward", "dfa"), "cnn": ("backprop",)}
 PLAIN = "plain"
 Loop = Callable[[Tensor, Tensor, int], tuple[float, bare.Weights]]
 

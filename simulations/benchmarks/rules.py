@@ -47,7 +47,7 @@ def _row(rule: str, settings: Settings) -> Row:
 def verdict(paces: dict[str, float], engine: str, devices: tuple[str, ...]) -> Row:
     """Return the figures of a rule's paces on engines, and what `auto` reaches of the fastest of them."""
     fastest = max(paces, key=paces.get)
-    chosen = f"pool({len(devices)})" if engine == "pool" else engine
+    chosen = f"{engine}({len(devices)})" if engine == "pool" or len(devices) > 1 else engine
     reached = paces[chosen] / paces[fastest] if chosen in paces else None
     return {**paces, "fastest": fastest, "auto": chosen, "auto_of_fastest": reached, "best": paces[fastest]}
 

@@ -30,6 +30,7 @@ from .settings import Settings, Timing, timing
 MLP = {"model": "mlp", "set": {"model": {"hidden": [200]}}}
 CNN = {"model": f"{bare.__name__}:cnn"}
 MODELS = {"mlp": MLP, "cnn": CNN}
+PLAIN_SGD = {"dfa": {"momentum": 0.0}}  # options of rules whose own optimizer is another than the loops'
 LONG = 10_000  # rounds of the run that `auto` chooses for: the steady pace is compared, so starting must not count
 
 
@@ -49,7 +50,8 @@ def experiment(settings: Settings, **changes: Any) -> Experiment:
         "clients_per_round": bare.SAMPLED, "clients_per_evaluation": 1, "epochs": 1, "batch_size": bare.BATCH,
         "lr": bare.LR, "holdout": 0.0, "rounds": rounds, "evaluate_every": rounds,
     }  # fmt: skip
-    return Experiment(**common | changes)
+    own = PLAIN_SGD.get(changes.get("rule"), {})
+    return Experiment(**common | changes | {"set": changes.get("set", {}) | ({"rule": own} if own else {})})
 
 
 def engines(device: str) -> dict[str, dict[str, str]]:
@@ -58,7 +60,8 @@ def engines(device: str) -> dict[str, dict[str, str]]:
         found = {name: {"engine": name, "devices": device} for name in ("inline", "cohort")}
         return found | {"pool(1)": {"engine": "pool", "devices": device}, "auto": {"devices": device}}
     pools = {f"pool({n})": {"engine": "pool", "devices": f"cpu:{n}"} for n in (1, 2)}
-    return {"inline": {"engine": "inline"}, "cohort": {"engine": "cohort"}, **pools, "auto": {"engine": "auto"}}
+    cohorts = {"cohort": {"engine": "cohort"}, "cohort(2)": {"engine": "cohort", "devices": "cpu:2"}}
+    return {"inline": {"engine": "inline"}, **cohorts, **pools, "auto": {"engine": "auto"}}
 
 
 class Clock:
