@@ -23,7 +23,7 @@ from ..algorithms.rule import Tensors
 
 # What these make of a round is a function of the mean; of FedAvg.aggregate_train it is the mean itself.
 OF_THE_MEAN = {kind.aggregate_train for kind in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)}
-WORTH = 4e8  # FLOPs of a group: some milliseconds, beside which a message costs little
+WORTH = 1e8  # FLOPs of a client that is worth a message: some milliseconds, beside which that costs little
 T = TypeVar("T")
 
 
@@ -37,16 +37,18 @@ def folds(strategy: Strategy) -> bool:
 
 
 def groups_of(clients: Sequence[T], work: Callable[[T], float]) -> list[list[T]]:
-    """Return a round's clients in groups of consecutive ones, of about equal work: 2, 4, 8, ... groups of some `WORTH`.
+    """Return a round's clients in 2, 4, 8, ... groups of consecutive ones of equal work, about four times `WORTH`.
 
-    Clients that are worth it themselves, or whose work is not known, are groups of one.
+    Clients that are worth a message themselves, or whose work is not known, are groups of one.
 
     Args:
         clients: in the order in which they are folded.
         work: of a client, in FLOPs.
     """
     total = sum(map(work, clients))
-    count = 2 ** max(1, round(math.log2(total / WORTH))) if total else len(clients)
+    if not 0 < total < WORTH * len(clients):
+        return [[client] for client in clients]
+    count = 2 ** max(1, round(math.log2(total / (4 * WORTH))))
     return [[client] for client in clients] if 2 * count > len(clients) else shares(clients, work, count)
 
 

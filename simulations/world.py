@@ -36,7 +36,7 @@ from .parts import blamed_on, build_data, build_ladder, build_network, build_par
 from .population import AS_ASKED, Admission, Devices, devices_of
 from .resampling import Resampled
 
-REMEMBERED = 1000  # clients
+REMEMBERED = 100  # clients
 
 
 @dataclass(frozen=True)

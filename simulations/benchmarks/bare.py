@@ -153,7 +153,7 @@ def _visit(
 
 def two_workers(x: Tensor, y: Tensor, rounds: int, model: Model = mlp) -> tuple[float, Weights]:
     """Train with two persistent processes; this one only adds their partial sums."""
-    context = processes.get_context("forkserver")
+    context = processes.get_context("spawn")  # a fork server would be there before our engines say what it is to import
     weights = [w.share_memory_() for w in initial(model, x.dtype, x.device)]
     partial = [[torch.empty_like(w).share_memory_() for w in weights] for _ in range(2)]
     pipes = [context.Pipe() for _ in range(2)]

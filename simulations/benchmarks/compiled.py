@@ -1,4 +1,4 @@
-"""What `torch.compile` makes of a rule's step on the workload: seconds to compile it, and the rounds after which it pays.
+"""What `torch.compile` makes of a rule's step on the workload: what it costs, and the rounds after which it pays.
 
 There is no such option of a run: see the figures.
 """

@@ -20,6 +20,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from ... import protocol
+from ...server.fold import WORTH as SMALL  # larger clients, side by side, are too much for a CPU's caches
 from ..experiment import Experiment, ExperimentError
 from ..world import World
 from .cohort import CohortGrid
@@ -31,8 +32,7 @@ from .pool import PoolGrid
 
 WORTH = 15.0  # seconds of one core's work from which on workers pay
 FEW = 5  # clients that save more side by side than two workers do
-SMALL = 1e8  # FLOPs of a client that saves more side by side than its caches lose
-LONG = 5e11  # FLOPs of a run of such clients from which on workers pay
+LONG = 5e11  # FLOPs of a run of small clients from which on workers pay
 PROBED = 2.0  # seconds of a probe that need not be repeated
 
 

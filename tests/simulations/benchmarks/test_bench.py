@@ -4,7 +4,7 @@ import json
 
 import pytest
 from fedforward.server.rounds import RunFailed
-from fedforward.simulations.benchmarks import engines, flops, metering, overhead, rules, scaling, workload
+from fedforward.simulations.benchmarks import compiled, engines, flops, metering, overhead, rules, scaling, workload
 from fedforward.simulations.benchmarks.bench import PARTS, bench, parts_named
 from fedforward.simulations.benchmarks.columns import LOOKS
 from fedforward.simulations.benchmarks.picture import draw_bench, panels_of
@@ -54,6 +54,28 @@ def test_overhead_is_the_time_over_the_bare_loop_s_of_the_same_turn():
     assert row["runner"] == "backprop inline" and row["floor"] == "backprop alone"
     assert row["time_of_floor"] == row["time_of_plain"] == 2.0
     assert row["added_ms_a_client"] == pytest.approx(7.5)  # 0.1 s and 0.05 s a round of ten clients
+
+
+def test_a_cohort_answers_for_batched_products_and_two_workers_for_two():
+    paces = {name: [1.0] for name in ("plain", "by hand", "bmm", "vmap", "two workers")}
+    paces |= {"backprop-fused cohort": [0.5], "dfa cohort(2)": [0.25]}
+    first, second = overhead.measure(TINY, engine_rows(paces))
+    assert (first["floor"], second["floor"]) == ("bmm", "two workers")
+    assert (first["time_of_hand"], second["time_of_hand"]) == (2.0, 4.0)
+
+
+def test_compiling_pays_if_it_saves_and_after_so_many_rounds():
+    assert compiled.figures(3.0, 0.002, 0.001)["pays_after_rounds"] == 101  # of 30 steps
+    worse = compiled.figures(3.0, 0.001, 0.002)
+    assert worse["pays_after_rounds"] is None and worse["time_of_eager"] == 2.0
+
+
+def test_the_step_that_is_compiled_is_the_rules_own():
+    step, (params, *batch) = compiled.step_of("mlp", "mono-forward", TINY)
+    before = {key: p.clone() for key, p in params.items()}
+    loss, correct, weight = step(params, *batch)
+    assert loss > 0 and 0 <= correct <= 20 and weight == 20
+    assert any((params[key] != p).any() for key, p in before.items())
 
 
 def test_every_hand_written_loop_and_engine_is_among_the_runners():
@@ -121,6 +143,7 @@ def test_rules_are_compared_over_engines():
     )
     assert rules.verdict({"inline": 10.0, "pool(2)": 20.0}, "pool", ("cpu", "cpu"))["auto_of_fastest"] == 1.0
     assert rules.verdict({"inline": 10.0}, "pool", ("cpu",) * 8)["auto_of_fastest"] is None
+    assert rules.verdict({"cohort": 4.0, "cohort(2)": 5.0}, "cohort", ("cpu", "cpu"))["auto"] == "cohort(2)"
 
 
 def test_a_rule_gets_the_layers_it_wants():
