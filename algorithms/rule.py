@@ -132,8 +132,12 @@ class GradientRule(Rule):
     weight_decay: float = 0.0
 
     def closed_form(self, net: Network) -> bool:
-        """Return whether a step that needs no graph where blocks are dense is `stackable`: with sgd, on dense ones."""
-        return self.optimizer == "sgd" and net.is_dense
+        """Return whether a step that needs no graph where blocks are dense is `stackable`: with sgd, on dense ones.
+
+        Whoever inherits that word and has a step of its own must give it anew.
+        """
+        step, word = (next(c for c in type(self).__mro__ if name in vars(c)) for name in ("step", "stackable"))
+        return step is word and self.optimizer == "sgd" and net.is_dense
 
     def __post_init__(self) -> None:
         if self.optimizer not in optimizer.NAMES:

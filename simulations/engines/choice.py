@@ -20,6 +20,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from ... import protocol
+from ...algorithms import RULES
 from ...server.fold import WORTH as SMALL  # larger clients, side by side, are too much for a CPU's caches
 from ..experiment import Experiment, ExperimentError
 from ..world import World
@@ -77,13 +78,11 @@ def choose(world: World) -> Choice:
         batched = world.trainer.rule.vmappable
         why = "its clients are batched" if batched else f"{e.rule} cannot be batched over clients"
         return Choice("cohort" if batched else "inline", devices, why)
-    if _share_directions(world):
-        return Choice("cohort", ("cpu",), "its clients share their random directions")
-    small = _small(world)
-    if small:
-        workers = _most_workers(e) if not devices and small * e.rounds > LONG and not current_process().daemon else 1
-        return Choice("cohort", ("cpu",) * workers, "its clients are small and need no graph")
-    most = 1 if devices or current_process().daemon else _most_workers(e)  # a daemon may have no children
+    reason, work = _side_by_side(world)
+    if reason:
+        workers = _most_workers(e) if not devices and work * e.rounds > LONG and not _is_worker() else 1
+        return Choice("cohort", ("cpu",) * workers, reason)
+    most = 1 if devices or _is_worker() else _most_workers(e)
     alone = seconds_of_a_client(world)
     total = alone * e.sampled() * e.rounds
     if e.sampled() == 1 or total < WORTH:
@@ -141,22 +140,27 @@ def _most_workers(experiment: Experiment) -> int:
     return min(max(cores() // experiment.threads, 1), experiment.sampled())
 
 
-def _share_directions(world: World) -> bool:
-    """Return whether clients side by side save most of their work: directions are drawn once, the layers are dense."""
-    rule, net = world.trainer.rule, world.trainer.net
-    dense = all(net.dense(i) for i in range(len(net.blocks)))
-    return rule.exchange == "scalars" and rule.vmappable and dense and world.experiment.sampled() >= FEW
+def _is_worker() -> bool:
+    """Return whether this process may have no children."""
+    return current_process().daemon
 
 
-def _small(world: World) -> float:
-    """Return a round's FLOPs if clients side by side cost less than one by one, else 0: small ones, without a graph."""
+def _side_by_side(world: World) -> tuple[str, float]:
+    """Return why clients side by side cost less than one by one, and the FLOPs of a round; no reason if they do not.
+
+    Of rules that are not ours, those that say so of their steps.
+    """
     e, trainer = world.experiment, world.trainer
-    if e.sampled() < FEW or not trainer.rule.stackable(trainer.net):
-        return 0
+    rule, work = trainer.rule, 0.0
+    ours = type(rule) in RULES.values() and rule.vmappable and trainer.net.is_dense
+    if e.sampled() < FEW or not (ours or rule.stackable(trainer.net)):
+        return "", 0.0
     with suppress(Exception):  # of a user's rule: its clients will say what is wrong
         work = trainer.flops(world.samples(0), world.asked, None)
-        return work * e.sampled() if work < SMALL else 0
-    return 0
+    if rule.exchange == "scalars":
+        return "its clients share their random directions", work * e.sampled()
+    small = 0 < work < SMALL and rule.autograd in ("none", "inside a block")
+    return ("its clients are small and need no graph" if small else ""), work * e.sampled()
 
 
 def seconds_of_a_client(world: World) -> float:

@@ -39,6 +39,12 @@ def test_closed_forms_are_what_trains_side_by_side():
     assert not any(rule.stackable(network(net)) for rule in RULES.values() for net in ("lenet", "cnn-group"))
     assert not MonoForward(optimizer="adam").stackable(network("mlp"))
 
+    class Own(MonoForward):
+        def step(self, net, state, batch, lr):
+            return super().step(net, state, batch, lr)
+
+    assert not Own().stackable(network("mlp")), "a step of its own may be another"
+
 
 @pytest.mark.parametrize("name", ["backprop-fused", "mono-forward", "dfa"])
 def test_replicas_side_by_side_learn_what_each_learns_alone(name):

@@ -58,8 +58,9 @@ def test_small_clients_without_a_graph_train_side_by_side(machine):
         long = choose(small_world(rounds=10**7))
         assert long[:2] == ("cohort", ("cpu", "cpu")) and long.named() == "cpu:2"
         assert choose(small_world(rounds=2, devices="cpu")).engine == "cohort"
+        assert choose(small_world(rule="forward-forward")).engine == "cohort"
+        assert choose(small_world(rule="rules_for_pool:Hungry")).engine != "cohort"
         assert choose(small_world(set={"model": {"hidden": [3000, 3000]}})).engine != "cohort"
-        assert choose(small_world(set={"rule": {"optimizer": "adam"}})).engine != "cohort"
         assert choose(small_world(model="lenet", set={"model": {"channels": [2]}})).engine != "cohort"
 
 
