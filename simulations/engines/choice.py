@@ -159,8 +159,8 @@ def _side_by_side(world: World) -> tuple[str, float]:
         work = trainer.flops(world.samples(0), world.asked, None)
     if rule.exchange == "scalars":
         return "its clients share their random directions", work * e.sampled()
-    small = 0 < work < SMALL and rule.autograd in ("none", "inside a block")
-    return ("its clients are small and need no graph" if small else ""), work * e.sampled()
+    small = 0 < work < SMALL and rule.autograd != "whole network"
+    return ("its clients are small and need no graph of the network" if small else ""), work * e.sampled()
 
 
 def seconds_of_a_client(world: World) -> float:

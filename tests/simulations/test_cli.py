@@ -41,7 +41,7 @@ def test_a_run_prints_a_line_a_round_and_a_table(cli, tmp_path):
     lines = err.splitlines()
     assert lines[0] == "mono-forward on digits (iid), 5 clients, 2 rounds, seed 0" and len(lines) == 5
     assert all(len(line) <= 80 for line in lines) and "\x1b" not in err
-    assert lines[1] == "engine cohort on cpu: its clients are small and need no graph"
+    assert lines[1] == "engine cohort on cpu: its clients are small and need no graph of the network"
     assert [line.split()[0] for line in lines[2:]] == ["round", "1/2", "2/2"]
     assert (tmp_path / "runs" / "it" / "report.html").is_file()
 
