@@ -64,7 +64,10 @@ def measure(settings: Settings) -> list[Row]:
     for model in workload.MODELS:
         those = {engines.PLAIN: engines.bare_runners(model, settings)[engines.PLAIN]}
         those |= {name: partial(run, model, settings.rounds) for name, run in working.items()}
-        rows += [row | {"ours": False} for row in engines.rows(model, those, settings)]
+        try:
+            rows += [row | {"ours": False} for row in engines.rows(model, those, settings)]
+        except PeerFailed as failure:  # what the other model told stays
+            failed.append({"model": model, "runner": "", "reason": str(failure)})
     return rows + failed
 
 
