@@ -237,7 +237,7 @@ class Trainer:
                     del draws
                     with audit.step(state, anchor) if audit else nullcontext() as meter:
                         stats, answer = take_step(rule, self.net, state, parts, lr, meter)
-                    stats = Stats(*map(float, stats))
+                    stats = Stats(*map(float, stats))  # an audit finds after a step what it found before
                 seen.append(stats)
                 scalars.append(answer)
         seen = [Stats(*map(float, stats)) for stats in seen]

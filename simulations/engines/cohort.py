@@ -13,13 +13,13 @@ import torch
 from flwr.app import Message, MessageType
 
 from ... import protocol
-from ...algorithms.rule import Tensors
-from ...client.app import assignment, evaluated, failed, trained
+from ...algorithms.rule import RuleError, Tensors
+from ...client.app import REASONS, assignment, evaluated, failed, trained
 from ...client.cohort import Cohort, Member, clients_within, evaluate_many
 from ...client.fitting import OverBudget
-from ...client.trainer import Assignment
+from ...client.trainer import Assignment, Report
 from ..world import World
-from .local import LocalGrid
+from .local import LocalGrid, log, raised
 
 SHARE = 0.5  # of the free memory that clients in flight may take
 AT_ONCE = 1000  # clients in flight, at most
@@ -68,16 +68,37 @@ class CohortGrid(LocalGrid):
         todo = assignment(protocol.only(messages[0].content.config_records))
         members = [self._member(message) for message in messages]
         size = self.at_once or self._at_once(members, todo)
-        cohort = Cohort(self.world.trainer, size)
         pairs = list(zip(messages, members, strict=True))
         for chunk in (pairs[start : start + size] for start in range(0, len(pairs), size)):
             started = time.perf_counter()
-            outcomes = cohort.fit(params, [member for _, member in chunk], todo)
+            outcomes = self._fit(params, [member for _, member in chunk], todo)
             seconds = (time.perf_counter() - started) / len(chunk)
             for (message, member), outcome in zip(chunk, outcomes, strict=True):
-                answer = failed(message, outcome) if isinstance(outcome, Exception) else None
-                yield answer or trained(message, member.partition, outcome, seconds)
+                if isinstance(outcome, Exception):
+                    yield (failed if type(outcome) in REASONS else raised)(message, outcome)
+                else:
+                    yield trained(message, member.partition, outcome, seconds)
             del outcomes
+
+    def _fit(self, params: Tensors, members: list[Member], todo: Assignment) -> list[Report | Exception]:
+        """Return what became of each client; if they raise something together, of each by itself: it shows whose it is.
+
+        Raises:
+            RuleError: if the rule claims to be vmappable and is not.
+        """
+        try:
+            return Cohort(self.world.trainer, len(members)).fit(params, members, todo)
+        except RuleError:
+            raise
+        except Exception:
+            log.debug("a cohort raised", exc_info=True)
+        outcomes: list[Report | Exception] = []
+        for member in members:
+            try:
+                outcomes += Cohort(self.world.trainer, 1).fit(params, [member], todo)
+            except Exception as error:  # a client's fault must not end the run: it is recorded with the client
+                outcomes.append(error)
+        return outcomes
 
     def _evaluate(self, messages: list[Message], params: Tensors) -> Iterator[Message]:
         """Evaluate one model on the held-out samples of many clients."""

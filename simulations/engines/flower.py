@@ -22,14 +22,14 @@ from logging import CRITICAL, ERROR, getLogger
 from typing import Any, Self
 
 import psutil
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from ...server.rounds import RunFailed
 from ..experiment import Experiment, ExperimentError, from_run_config
 from ..world import build
-from .local import CLIENT_RAISED
+from .local import raised
 
 MOST_CLIENTS = 2000
 POLL = 0.002  # seconds between two looks for replies; Flower's own grid takes 0.1
@@ -194,8 +194,7 @@ class ExperimentApp(ClientApp):
         try:
             return _app_of(tuple(sorted(self.run_config.items())))(message, context)
         except Exception as error:  # told as by the other engines; Flower would wrap it
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+            return raised(message, error)
 
 
 @lru_cache(maxsize=1)

@@ -72,13 +72,11 @@ class LocalGrid(Grid):
 
         On a CPU, whose caches like few, these are the groups, if there are any; else each device takes its share.
         """
-        groups = self.in_groups(messages)
-        if devices[0] == "cpu" and len(groups) < len(messages):
-            return groups
-        return [
-            [message for message, _ in share]
-            for share in shares(self._with_work(messages), itemgetter(1), len(devices))
-        ]
+        pairs = self._with_work(messages)
+        groups = groups_of(pairs, itemgetter(1))
+        if devices[0] != "cpu" or len(groups) == len(pairs):
+            groups = shares(pairs, itemgetter(1), len(devices))
+        return [[message for message, _ in group] for group in groups]
 
     def _with_work(self, messages: Iterable[Message]) -> list[tuple[Message, float]]:
         """Return messages with the FLOPs of answering each, most work first, equal ones by partition."""
@@ -160,11 +158,15 @@ class Nodes:
             reply = self.app(message, context)
         except Exception as error:  # a client's fault must not end the run: it is recorded with the client
             log.debug("client %d raised", node - 1, exc_info=True)
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+            return raised(message, error)
         if context.state:
             self.states[node] = context.state
         return reply
+
+
+def raised(message: Message, error: Exception) -> Message:
+    """Return the reply of a client that raised something; one line."""
+    return Message(Error(CLIENT_RAISED, f"{type(error).__name__}: {' '.join(str(error).split())}"), reply_to=message)
 
 
 def own(reply: Message) -> Message:

@@ -4,8 +4,11 @@ Models lie in memory that all processes share: the server's is written once a ro
 where the server reads its update. A worker has two places, so that it trains the next client while the server folds the
 last one's update. The client with most work goes first, and whoever is free takes the next.
 
+Clients too small to be worth a message travel in groups, and a worker leaves the sum of a group's models (see
+`server.fold`). If the engine is `cohort`, a worker trains whom it is given side by side.
+
 A worker that dies takes its client's round with it and nothing else: it is recorded as failed, and another worker
-begins.
+begins. Of several clients, all are asked again, one by one.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from flwr.app import ArrayRecord, Error, Message
+from flwr.app import Error, Message
 
 from ... import protocol
-from ...algorithms.rule import Tensors
+from ...algorithms.rule import RuleError, Tensors
 from .arena import Arena
-from .local import CLIENT_RAISED, LocalGrid, Work, own
-from .worker import IN_PLACE, Job, Outcome, Packed, pack, unpack, work
+from .local import CLIENT_RAISED, LocalGrid, Work
+from .turns import Contents, Turns
+from .worker import Job, Outcome, Packed, unpack, work
 
 PLACES = 2  # of a worker
 # What making a world imports, seconds of it: once for all workers, and for those that take the place of others.
@@ -66,6 +70,7 @@ class PoolGrid(LocalGrid):
 
     Raises:
         PoolFailed: if a worker cannot make the world.
+        RuleError: of a round, if the rule cannot be batched and the engine is to do it.
     """
 
     def __init__(
@@ -97,8 +102,8 @@ class PoolGrid(LocalGrid):
         if not self.workers:
             self._begin_all()
         messages = list(messages)
-        contents = _Contents(messages, self.models[0])
-        turns = _Turns(self._jobs(messages, folded and contents.shared, contents.shared), folded)
+        contents = Contents(messages, self.models[0])
+        turns = Turns(self._jobs(messages, folded and contents.shared, contents.shared), folded)
         try:
             for turn in range(len(messages)):
                 while turn not in turns.done:
@@ -121,7 +126,7 @@ class PoolGrid(LocalGrid):
             return self.in_cohorts(messages, self.devices)
         return self.in_groups(messages) if folded else [[message] for message in self.in_order(messages)]
 
-    def _give(self, turns: _Turns, contents: _Contents) -> None:
+    def _give(self, turns: Turns, contents: Contents) -> None:
         """Give whoever is free a job, and one in store as long as there are enough for all."""
         for depth in (1, PLACES):
             for worker in self.workers:
@@ -132,16 +137,18 @@ class PoolGrid(LocalGrid):
                     if worker.free:
                         _send(worker, turns, contents)
 
-    def _take(self, turns: _Turns) -> None:
+    def _take(self, turns: Turns) -> None:
         """Wait for an answer, or the end of a worker, and note it."""
         by_connection = {worker.jobs: worker for worker in self.workers if worker.given}
         for connection in wait(list(by_connection)):
             worker = by_connection[connection]
             try:
-                outcomes: list[Outcome] = connection.recv()
+                outcomes: list[Outcome] | RuleError = connection.recv()
             except (EOFError, ConnectionResetError):
                 self._replace(worker, turns)
                 continue
+            if isinstance(outcomes, RuleError):
+                raise outcomes
             job = worker.given.popleft()
             last = max((i for i, outcome in enumerate(outcomes) if not outcome.error), default=None)
             if last is None:
@@ -150,7 +157,7 @@ class PoolGrid(LocalGrid):
                 reply = _reply(turns.messages[turn], outcome, self.models[job.place])
                 turns.note(turn, reply, worker if i == last else None, job.place)
 
-    def _replace(self, worker: _Worker, turns: _Turns) -> None:
+    def _replace(self, worker: _Worker, turns: Turns) -> None:
         """Let another worker begin in the place of one that is no more, and note that its client is lost.
 
         Which client of several it was is not known: they are asked again, one by one.
@@ -217,85 +224,7 @@ def _pinned(devices: Sequence[str], threads: int) -> list[int | None]:
     return [core if device == "cpu" else None for device, core in zip(devices, cores, strict=False)]
 
 
-class _Turns:
-    """The messages of a round, in the order in which their replies are due.
-
-    Args:
-        groups: whom a worker answers together.
-        folded: the models of each group are summed.
-    """
-
-    def __init__(self, groups: list[list[Message]], folded: bool) -> None:
-        self.messages = [message for group in groups for message in group]
-        self.group: dict[int, int] = {}  # of each turn whose model is summed with others'
-        self.queue: deque[tuple[int, ...]] = deque()  # turns of the jobs to come
-        self.done: dict[int, tuple[Message, _Worker | None, int]] = {}  # reply, and whose place is free after it
-        for number, group in enumerate(groups):
-            first = self.queue[-1][-1] + 1 if self.queue else 0
-            self.queue.append(tuple(range(first, first + len(group))))
-            if folded and len(group) > 1:
-                self.group |= dict.fromkeys(self.queue[-1], number)
-
-    def note(self, turn: int, reply: Message, worker: _Worker | None = None, place: int = 0) -> None:
-        """Note a reply; with a worker, its place is free when the reply has been seen."""
-        if turn in self.group:
-            protocol.join(reply, self.group[turn])
-        self.done[turn] = reply, worker, place
-
-    def clear(self, worker: _Worker) -> None:
-        """Free a place of a worker by copying a reply whose turn has not come."""
-        for turn, (reply, whose, place) in self.done.items():
-            if whose is worker:
-                self.done[turn] = own(reply), None, 0
-                worker.free.append(place)
-                return
-
-    def keep(self, worker: _Worker) -> None:
-        """Copy all replies that lie in a worker's places."""
-        for turn, (reply, whose, _) in self.done.items():
-            if whose is worker:
-                self.done[turn] = own(reply), None, 0
-
-
-class _Contents:
-    """What the messages of a round hold, packed; one model that all share is put where the workers see it.
-
-    Attributes:
-        shared: whether all hold the same.
-    """
-
-    def __init__(self, messages: list[Message], shared: Tensors) -> None:
-        self.packed: dict[int, Packed] = {}
-        distinct = {id(message.content): message.content for message in messages}
-        self.shared = len(distinct) == 1
-        if self.shared:
-            (content,) = distinct.values()
-            if _fits(content, shared):
-                protocol.decode_params(protocol.only(content.array_records), shared)
-                self.packed[id(content)] = {
-                    name: (type(record), IN_PLACE if isinstance(record, ArrayRecord) else dict(record))
-                    for name, record in content.items()
-                }
-
-    def of(self, message: Message) -> Packed:
-        """Return a message's content, packed."""
-        key = id(message.content)
-        if key not in self.packed:
-            self.packed[key] = pack(message.content, {})
-        return self.packed[key]
-
-
-def _fits(content: Any, shared: Tensors) -> bool:
-    """Return whether a message holds one model, of the shared parameters."""
-    records = list(content.array_records.values())
-    return (
-        len(records) == 1
-        and list(records[0]) == list(shared)
-        and all(array.dtype == "float32" and tuple(array.shape) == shared[k].shape for k, array in records[0].items())
-    )
-
-
-def _send(worker: _Worker, turns: _Turns, contents: _Contents) -> None:
+def _send(worker: _Worker, turns: Turns, contents: Contents) -> None:
     """Give the next job to a worker that has a free place."""
     due = turns.queue.popleft()
     messages = [turns.messages[turn] for turn in due]

@@ -15,7 +15,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from ... import protocol
-from ...algorithms.rule import Tensors
+from ...algorithms.rule import RuleError, Tensors
 from ...server.fold import Sum
 from ..experiment import from_run_config
 from ..world import World, build
@@ -88,7 +88,10 @@ def work(
             job = jobs.recv()
         except EOFError:
             return
-        jobs.send(desk.answer(job))
+        try:
+            jobs.send(desk.answer(job))
+        except RuleError as error:  # it cannot run as a cohort: that ends the run, with its words
+            jobs.send(error)
 
 
 class _Desk:

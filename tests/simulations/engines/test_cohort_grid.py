@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fedforward.algorithms import RuleError
 from fedforward.server.records import read_run
 from fedforward.simulations.engines.choice import choose, grid_of
 from fedforward.simulations.engines.cohort import CohortGrid
@@ -53,6 +54,24 @@ def test_two_workers_give_the_bits_of_one_process(tmp_path, strategy):
         assert len(grid.workers) == 2
         simulate(world, tmp_path / "two", grid=lambda *_, **__: grid)
     assert rows(tmp_path / "two") == rows(tmp_path / "one")
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_fault_is_the_clients_own_whoever_stands_beside_it(tmp_path, devices):
+    world = small_world(engine="cohort", devices=devices, rule="rules_for_pool:Faulty")
+    simulate(world, tmp_path / "inline")
+    with grid_of(world, choose(world)) as grid:
+        simulate(world, tmp_path / "cohort", grid=lambda *_, **__: grid)
+    one, other = (read_run(tmp_path / name).clients for name in ("inline", "cohort"))
+    assert one[["client", "status", "reason"]].equals(other[["client", "status", "reason"]])
+    assert other["reason"].dropna().unique().tolist() == ["TypeError: a bug of mine"]
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_rule_that_cannot_be_batched_ends_the_run_in_its_words(tmp_path, devices):
+    world = small_world(engine="cohort", devices=devices, rule="rules_for_pool:Unbatchable")
+    with grid_of(world, choose(world)) as grid, pytest.raises(RuleError, match="say `vmappable = False`"):
+        simulate(world, tmp_path, grid=lambda *_, **__: grid)
 
 
 def test_a_fleet_evaluates_within_its_budget(tmp_path):
