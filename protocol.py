@@ -1,9 +1,10 @@
 """The messages that cross the wire, both directions, encode and decode side by side.
 
-    train     down  arrays: the model          config: round, learning rate, epochs, batch size, ...
+    train     down  arrays: the model  or  news: what became of it since, see below
+                    config: round, learning rate, epochs, batch size, ...
               up    arrays: the new model  or  scalars: one bytes field of little-endian float32
                     metrics: what the client measured
-    evaluate  down  arrays, config             up  metrics: loss, accuracy, number of samples
+    evaluate  down  arrays or news, config     up  metrics: loss, accuracy, number of samples
     query     down  (nothing)                  up  metrics: which partition of the data the node holds
 
 Names in records follow Flower's own (`arrays`, `config`, `metrics`, `num-examples`), so its strategies work unchanged.
@@ -22,10 +23,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 from torch import Tensor
 
+from .scalar_wire import ANSWER_BYTES, NEWS_BYTES, UNSAID, Garbled, decode_answer, encode_answer, round_bytes
+
 Tensors = dict[str, Tensor]
-ARRAYS, CONFIG, METRICS, SCALARS = "arrays", "config", "metrics", "scalars"
+ARRAYS, CONFIG, METRICS, SCALARS, NEWS = "arrays", "config", "metrics", "scalars", "news"
 PARTITION, SAMPLES = "partition-id", "num-examples"
-CLIENT_FAILED, OVER_BUDGET, AUDIT_FAILED = 1001, 1002, 1003  # error codes of a client that says itself what is wrong
+# Error codes of a client that says itself what is wrong.
+CLIENT_FAILED, OVER_BUDGET, AUDIT_FAILED, OUT_OF_STEP = 1001, 1002, 1003, 1004
 
 TRAIN_METRICS = (  # of a train reply, in this order
     PARTITION, SAMPLES, "steps", "batch", "loss", "accuracy", "accuracy-before", "accuracy-after",
@@ -46,6 +50,8 @@ class Trained(NamedTuple):
     scalars: Tensor | None  # (n,) float32
     measured: Mapping[str, float | Sequence[float]]  # `TRAIN_METRICS`
     summed: float | None = None  # samples, if params are the sum of a group of clients, weighted; 0 if another tells it
+    round: int = 0  # that scalars answer
+    fingerprint: bytes = UNSAID  # of the model that scalars were found at
 
 
 class LiveReply(Message):
@@ -65,7 +71,7 @@ class LiveReply(Message):
         """Return this message with all that Flower gives one."""
         if self.answer:
             answer, self.answer = self.answer, None
-            super().__init__(train_reply(answer.params, answer.scalars, answer.measured), reply_to=self.to)
+            super().__init__(train_reply(answer), reply_to=self.to)
         return self
 
     metadata = property(lambda self: Message.metadata.fget(self.made()))
@@ -157,32 +163,52 @@ def tensor_of(array: Array) -> Tensor:
     return torch.from_numpy(values if values.flags.writeable else values.copy())  # PyTorch knows no read-only memory
 
 
-def encode_scalars(scalars: Tensor) -> ConfigRecord:
-    """Return scalars (n,) as 4·n bytes."""
-    return ConfigRecord({"values": scalars.detach().cpu().numpy().astype("<f4").tobytes()})
-
-
-def decode_scalars(record: ConfigRecord) -> Tensor:
-    """Return the scalars (n,) float32 of a record made by `encode_scalars`."""
-    return torch.from_numpy(np.frombuffer(record["values"], dtype="<f4").astype(np.float32))
-
-
 def encode_metrics(names: Iterable[str], values: Mapping[str, float | Sequence[float]]) -> MetricRecord:
     """Return the named values, numbers or lists of them, as float64 metrics, in the order of `names`."""
     as_floats = lambda value: [float(v) for v in value] if isinstance(value, tuple | list) else float(value)  # noqa: E731
     return MetricRecord({name: as_floats(values[name]) for name in names})
 
 
-def train_config(*, server_round: int, lr: float, epochs: int, batch_size: int, evaluate: bool) -> ConfigRecord:
-    """Return what a train message asks of a client beside the model."""
+def train_config(
+    *, server_round: int, lr: float, epochs: int, batch_size: int, steps: int = 0, evaluate: bool
+) -> ConfigRecord:
+    """Return what a train message asks of a client beside the model; a limit of local steps only if there is one."""
     values = {"lr": lr, "epochs": epochs, "batch-size": batch_size, "evaluate": evaluate}
-    return ConfigRecord(values | {"server-round": server_round})
+    return ConfigRecord(values | {"server-round": server_round} | ({"steps": steps} if steps else {}))
 
 
-def train_reply(params: Tensors, scalars: Tensor | None, metrics: Mapping[str, float]) -> RecordDict:
-    """Return a client's answer to a train message: its scalars if it has any, else its model."""
-    answer = {ARRAYS: encode_params(params)} if scalars is None else {SCALARS: encode_scalars(scalars)}
-    return RecordDict({**answer, METRICS: encode_metrics(TRAIN_METRICS, metrics)})
+def train_reply(answer: Trained) -> RecordDict:
+    """Return a client's answer to a train message as records: its scalars if it has any, else its model."""
+    metrics = encode_metrics(TRAIN_METRICS, answer.measured)
+    if answer.scalars is None:
+        return RecordDict({ARRAYS: encode_params(answer.params), METRICS: metrics})
+    values = encode_answer(answer.scalars, answer.round, answer.fingerprint)
+    return RecordDict({SCALARS: ConfigRecord({"values": values}), METRICS: metrics})
+
+
+def scalars_of(reply: Message) -> tuple[int, bytes, Tensor]:
+    """Return (round, fingerprint, scalars) of a client's answer.
+
+    Raises:
+        Garbled: if it is not what the client sent, or holds no scalars.
+    """
+    if (answer := live(reply)) and answer.scalars is not None:
+        return answer.round, answer.fingerprint, answer.scalars
+    try:
+        return decode_answer(reply.content[SCALARS]["values"])
+    except KeyError:
+        raise Garbled("the answer holds no scalars") from None
+
+
+def send(message: Message, content: RecordDict) -> Message:
+    """Return a message that crosses a wire as `content`; an engine in the server's process sees what it has instead."""
+    message.__dict__["sent"] = content
+    return message
+
+
+def sent(message: Message) -> RecordDict:
+    """Return what of a message crosses a wire."""
+    return message.__dict__.get("sent") or message.content
 
 
 def live(reply: Message) -> Trained | None:
@@ -242,6 +268,11 @@ def only(records: Mapping[str, object]) -> object:
     return record
 
 
+def config_of(message: Message) -> ConfigRecord:
+    """Return what a message asks for, whatever its strategy calls it."""
+    return only({name: record for name, record in message.content.config_records.items() if name != NEWS})
+
+
 def reply_bytes(reply: Message) -> tuple[int, int]:
     """Return (payload bytes, wire bytes) of a reply's content."""
     answer = live(reply)
@@ -254,14 +285,14 @@ def reply_bytes(reply: Message) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def _scalar_reply_bytes(scalars: int) -> tuple[int, int]:
-    content = train_reply({}, torch.zeros(scalars), dict.fromkeys(TRAIN_METRICS, 0) | {"fit": [0] * len(FIT)})
+    content = train_reply(Trained({}, torch.zeros(scalars), _NOTHING))
     return payload_bytes(content), wire_bytes(content)
 
 
 @lru_cache(maxsize=64)
 def _model_reply_bytes(layout: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[int, int]:
     zeros = {key: torch.zeros(()).expand(shape) for key, shape in layout}
-    content = train_reply(zeros, None, dict.fromkeys(TRAIN_METRICS, 0) | {"fit": [0] * len(FIT)})
+    content = train_reply(Trained(zeros, None, _NOTHING))
     return payload_bytes(content), wire_bytes(content)
 
 
@@ -274,7 +305,13 @@ def payload_bytes(content: RecordDict) -> int:
 
 def scalar_uplink_bytes(scalars: int) -> int:
     """Return the payload of a train reply that carries `scalars` numbers: 4 bytes each and a constant."""
-    return 4 * scalars + len("values") + _METRICS_BYTES
+    return 4 * scalars + ANSWER_BYTES + len("values") + _METRICS_BYTES
+
+
+def news_bytes(scalars: int) -> int:
+    """Return the payload of a train message to a client that missed nothing but one round of one answer."""
+    config = train_config(server_round=1, lr=0.1, epochs=1, batch_size=1, evaluate=True)
+    return config.count_bytes() + len("values") + NEWS_BYTES + round_bytes([scalars])
 
 
 def model_uplink_bytes(params: Mapping[str, Tensor]) -> int:
@@ -288,6 +325,7 @@ def model_downlink_bytes(params: Mapping[str, Tensor]) -> int:
     return _model_bytes(params) + config.count_bytes()
 
 
+_NOTHING = dict.fromkeys(TRAIN_METRICS, 0) | {"fit": [0] * len(FIT)}
 _METRICS_BYTES = sum(8 * (len(FIT) if name == "fit" else 1) + len(name) for name in TRAIN_METRICS)
 
 

@@ -12,6 +12,18 @@ from .layerwise.mono_forward import MonoForward
 from .models import MODELS
 from .network import Network
 from .perturbation.baffle import Baffle
+from .perturbation.consensus import Consensus
+from .perturbation.evolution import Evolution
+from .perturbation.fedkseed import FedKSeed
+from .perturbation.forward_gradient import ForwardGradient
+from .perturbation.genetic import Genetic
+from .perturbation.likelihood_ratio import LikelihoodRatio
+from .perturbation.local_forward_gradient import LocalForwardGradient
+from .perturbation.sparse_evolution import SparseEvolution
+from .perturbation.spsa import SPSA
+from .perturbation.zo_adam import ZOAdam
+from .perturbation.zo_conserve import ZOConserve
+from .perturbation.zo_sign import ZOSign
 from .rule import Batch, GradientRule, Rule, RuleError, ScalarRule, State, Stats
 
 RULES: dict[str, type[Rule]] = {
@@ -26,6 +38,18 @@ RULES: dict[str, type[Rule]] = {
         MonoForward,
         DFA,
         Baffle,
+        SPSA,
+        ZOSign,
+        ZOConserve,
+        ZOAdam,
+        FedKSeed,
+        ForwardGradient,
+        Evolution,
+        SparseEvolution,
+        Genetic,
+        Consensus,
+        LocalForwardGradient,
+        LikelihoodRatio,
     )
 }
 
@@ -38,14 +62,22 @@ __all__ = [
     "LADDER",
     "MODELS",
     "RULES",
+    "SPSA",
     "ApproxBackprop",
     "Backprop",
     "Baffle",
     "Batch",
     "CheckpointedBackprop",
+    "Consensus",
+    "Evolution",
+    "FedKSeed",
     "ForwardForward",
+    "ForwardGradient",
     "FusedBackprop",
+    "Genetic",
     "GradientRule",
+    "LikelihoodRatio",
+    "LocalForwardGradient",
     "MonoForward",
     "Network",
     "NetworkError",
@@ -53,6 +85,10 @@ __all__ = [
     "RuleError",
     "ScalarRule",
     "SelectiveBackprop",
+    "SparseEvolution",
     "State",
     "Stats",
+    "ZOAdam",
+    "ZOConserve",
+    "ZOSign",
 ]

@@ -24,6 +24,8 @@ class Purpose(enum.IntEnum):
     DATA = 6  # splits and partitions of a data set
     FLEET = 7  # which client is which device
     AUDIT = 8  # which client rounds are audited
+    CANDIDATES = 9  # candidate directions of a pool, and which of them a step takes
+    MASK = 10  # which activations a step leaves out
 
 
 class Place(NamedTuple):

@@ -11,13 +11,20 @@ from flwr.clientapp import ClientApp
 
 from .. import protocol
 from ..algorithms.rule import Tensors
+from ..scalar_wire import UNSAID
 from .audit import AuditFailed
 from .budget import Device
 from .fitting import OverBudget
+from .following import OutOfStep, follow
 from .trainer import Assignment, Evaluation, LocalData, Report, Trainer, TrainingFailed
 
 # What a client says itself when it cannot give an update, by Flower error code.
-REASONS = {TrainingFailed: protocol.CLIENT_FAILED, OverBudget: protocol.OVER_BUDGET, AuditFailed: protocol.AUDIT_FAILED}
+REASONS = {
+    TrainingFailed: protocol.CLIENT_FAILED,
+    OverBudget: protocol.OVER_BUDGET,
+    AuditFailed: protocol.AUDIT_FAILED,
+    OutOfStep: protocol.OUT_OF_STEP,
+}
 
 
 @dataclass(frozen=True)
@@ -43,22 +50,22 @@ def make_client_app(load: Callable[[Context], Client], workspace: Tensors | None
     @app.train()
     def train(message: Message, context: Context) -> Message:
         started, client = time.perf_counter(), load(context)
-        params = protocol.decode_params(protocol.only(message.content.array_records), workspace)
-        todo = assignment(protocol.only(message.content.config_records))
+        todo = assignment(protocol.config_of(message))
         budget = client.device.budget if client.device else None
         try:
+            params, found_at = received(message, context, client.trainer, workspace)
             report = client.trainer.fit(params, client.train, client.test, client.partition, todo, budget)
         except tuple(REASONS) as failure:
             return failed(message, failure)
-        return trained(message, client.partition, report, time.perf_counter() - started)
+        return trained(message, client.partition, report, time.perf_counter() - started, found_at)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = load(context)
-        params = protocol.decode_params(protocol.only(message.content.array_records), workspace)
         try:
+            params, _ = received(message, context, client.trainer, workspace)
             size = client.trainer.evaluation_batch(client.device.budget) if client.device else 1000
-        except OverBudget as failure:
+        except tuple(REASONS) as failure:
             return failed(message, failure)
         return evaluated(message, client.partition, client.trainer.evaluate(params, client.test, size))
 
@@ -71,8 +78,23 @@ def make_client_app(load: Callable[[Context], Client], workspace: Tensors | None
     return app
 
 
-def trained(message: Message, partition: int, report: Report, seconds: float) -> Message:
-    """Return the answer of a client that has trained, in so many seconds of this machine."""
+def received(message: Message, context: Context, trainer: Trainer, workspace: Tensors | None) -> tuple[Tensors, bytes]:
+    """Return the model that a message speaks of, in `workspace` if there is one, and a fingerprint if it was made here.
+
+    Raises:
+        OutOfStep: if the message has no model, and what this node holds is not enough to make it.
+    """
+    if protocol.NEWS not in message.content:
+        return protocol.decode_params(protocol.only(message.content.array_records), workspace), UNSAID
+    params, found_at = follow(message, context.state, trainer.replica)
+    if workspace:
+        for key, p in params.items():
+            workspace[key].copy_(p)
+    return workspace or params, found_at
+
+
+def trained(message: Message, partition: int, report: Report, seconds: float, found_at: bytes = UNSAID) -> Message:
+    """Return the answer of a client that has trained, in so many seconds of this machine, at a model."""
     measured = {
         protocol.PARTITION: partition,
         protocol.SAMPLES: report.samples,
@@ -87,8 +109,10 @@ def trained(message: Message, partition: int, report: Report, seconds: float) ->
         "flops": report.flops,
         "seconds": seconds,
     }
-    params = report.params if report.scalars is None else {}
-    return protocol.LiveReply(message, protocol.Trained(params, report.scalars, measured))
+    if report.scalars is None:
+        return protocol.LiveReply(message, protocol.Trained(report.params, None, measured))
+    answer = protocol.Trained({}, report.scalars, measured, round=report.round, fingerprint=found_at)
+    return protocol.LiveReply(message, answer)
 
 
 def evaluated(message: Message, partition: int, evaluation: Evaluation) -> Message:
@@ -111,6 +135,8 @@ def assignment(config: dict) -> Assignment:
         lr=float(config["lr"]),
         epochs=int(config["epochs"]),
         batch_size=int(config["batch-size"]),
+        steps=int(config.get("steps", 0)),
         evaluate=bool(config.get("evaluate", True)),
         proximal_mu=float(config.get("proximal-mu", 0.0)),
+        projection=int(config.get("projection", 0)),
     )

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..algorithms.directions import Directions
 from ..algorithms.network import Network
+from ..algorithms.projection import basis, encode
 from ..algorithms.rule import Batch, Rule, RuleError, ScalarRule, State, Stats, Tensors
 from ..algorithms.seeds import Place
 from .audit import AuditFailed
@@ -300,10 +301,15 @@ class _Batched:
 
     def _report(self, c: int, answers: Tensor | None, seen: list[Stats], before: float, after: float) -> Report:
         (_, member, chosen), steps = self.seats[c], len(self.visits[c])
+        params, scalars = {key: p[c] for key, p in self.params.items()}, None
+        if self.trainer.rule.exchange == "scalars":
+            scalars = answers[c, :steps].flatten()
+        if self.todo.projection:
+            scalars = encode(params, self.received, basis(self.trainer.seed, self.todo.round), self.todo.projection)
         loss, correct, weight = (math.fsum(column) for column in zip(*seen, strict=True))
         return Report(
-            params={key: p[c] for key, p in self.params.items()},
-            scalars=answers[c, :steps].flatten() if self.trainer.rule.exchange == "scalars" else None,
+            params=params,
+            scalars=scalars,
             samples=len(member.train),
             steps=steps,
             batch=chosen.batch,
@@ -313,6 +319,7 @@ class _Batched:
             accuracy_after=after,
             fit=chosen,
             flops=self.trainer.flops(len(member.train), self.todo, member.budget),
+            round=self.todo.round,
         )
 
 
@@ -337,7 +344,9 @@ def _evaluate(rule: Rule, net: Network, state: State, samples: _Samples) -> list
 def _stackable(rule: Rule, net: Network) -> bool:
     """Return whether what the clients draw for a step is the same for all, or tensors of one row a sample."""
     draws = rule.draw(Place(0, 0, 0, 0), 1, net.classes)
-    return draws is None or isinstance(draws, Tensor | Directions) or isinstance(rule, ScalarRule)
+    if isinstance(rule, ScalarRule):
+        return not rule.own
+    return draws is None or isinstance(draws, Tensor | Directions)
 
 
 def _device(params: Tensors) -> torch.device:

@@ -31,7 +31,7 @@ class Fit:
         micro_batch: samples in a part of it; 0 takes the batch whole.
         plan: of a training step.
         evaluation_batch: samples evaluated at a time, so that evaluation needs no more than training.
-        peak: bytes, of training and of evaluation.
+        peak: bytes, of training, of evaluation and of what is made of the update.
     """
 
     rule: Rule
@@ -56,6 +56,7 @@ def fit(
     *,
     micro_batch: int = 0,
     anchored: bool = False,
+    projection: int = 0,
     ladder: Sequence[Rule] = (),
 ) -> Fit:
     """Return how `batch` samples a step are trained within `budget` bytes (None: as asked).
@@ -67,6 +68,7 @@ def fit(
         budget: bytes for tensors.
         micro_batch: samples in a part of a batch, at most; 0 leaves it whole if that fits.
         anchored: a second copy of the parameters is kept.
+        projection: directions that the update is projected on; 0: it is not.
         ladder: rules to fall back to, the best first, of those that `algorithms.LADDER` names.
 
     Raises:
@@ -80,12 +82,14 @@ def fit(
         plan = (chosen or way.smallest()).plan()
         if chosen:
             evaluation = evaluation_batch(planner, chosen.rule, plan.peak)
-            scored = planner.inference(chosen.rule, evaluation)
-            peak = max(plan.peak, scored.peak)
+            after = [planner.inference(chosen.rule, evaluation)]
+            after += [planner.encoding(chosen.rule, projection)] if projection else []
+            most = max(after, key=lambda each: each.peak)
+            peak = max(plan.peak, most.peak)
             if budget is None or peak <= budget:
                 rank = 0 if candidate is rule else LADDER.index(candidate.name) + 1
                 return Fit(chosen.rule, rank, batch, chosen.micro_batch, plan, evaluation, peak)
-            plan = scored
+            plan = most
         least = plan if least is None or plan.peak < least.peak else least
     remedy = f"; its batch cannot be split: {rule.unsplittable}" if rule.unsplittable and batch > 1 else ""
     raise OverBudget(f"needs {least.peak:,} B, has {budget:,} B (at {least.op}){remedy}")

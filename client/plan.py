@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .. import protocol
 from ..algorithms.directions import Directions, Part
 from ..algorithms.network import Network
+from ..algorithms.projection import basis, encode
 from ..algorithms.rule import Batch, Rule, ScalarRule, State, Tensors
 from ..algorithms.seeds import Place
 from .memory import PeakMemory
@@ -69,7 +70,7 @@ class Planner:
             rule: the learning rule.
             batch: samples in the batch.
             micro_batch: samples in a part of it; 0 takes the batch whole.
-            anchored: a second copy of the parameters is kept, as FedProx does.
+            anchored: a second copy of the parameters is kept, as FedProx and projections do.
             timeline: keep the bytes alive after every operation.
         """
         key = (repr(rule), batch, micro_batch, anchored, timeline)
@@ -85,6 +86,22 @@ class Planner:
             def work(state: State) -> PeakMemory:
                 meter = PeakMemory(residents(state._replace(slots={}), {}), granule=self.granule)
                 score(rule, self.net, state, *self._load(range(batch)), meter)
+                return meter
+
+            self._plans[key] = _plan_of(self._dry(rule, work))
+        return self._plans[key]
+
+    def encoding(self, rule: Rule, directions: int) -> MemoryPlan:
+        """Return the plan of projecting what was learned on so many directions, after the last step."""
+        key = (repr(rule), "encoding", directions)
+        if key not in self._plans:
+
+            def work(state: State) -> PeakMemory:
+                anchor = {key: torch.empty_like(p) for key, p in state.params.items()}
+                meter = PeakMemory(residents(state._replace(slots={}), anchor), granule=self.granule)
+                draws = _DryDirections(**vars(basis(0, 0)), meter=meter)
+                with torch.no_grad(), meter:
+                    encode(state.params, anchor, draws, directions)
                 return meter
 
             self._plans[key] = _plan_of(self._dry(rule, work))
@@ -125,12 +142,12 @@ class Planner:
             return meter
 
         params = self.params(rule)
-        scalars = rule.directions if isinstance(rule, ScalarRule) else 0
+        scalars = rule.numbers if isinstance(rule, ScalarRule) else 0
         up = protocol.scalar_uplink_bytes(scalars) if scalars else protocol.model_uplink_bytes(params)
         return replace(
             _plan_of(self._dry(rule, work)),
             forward_flops=self.forward(batch).flops,
-            bytes_down=protocol.model_downlink_bytes(params),
+            bytes_down=protocol.news_bytes(scalars) if scalars else protocol.model_downlink_bytes(params),
             bytes_up=up,
         )
 
@@ -167,7 +184,7 @@ class Planner:
         return torch.zeros(len(rows), *self.net.shape), torch.zeros(len(rows), dtype=torch.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _DryDirections(Directions):
     """Directions of which a step sees the first two, and of these the slices that need most memory."""
 

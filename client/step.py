@@ -42,7 +42,7 @@ def take_step(
                 meter.hold("batch", tensors_of(part))
             with watched:
                 if isinstance(rule, ScalarRule):
-                    draws, (numbers, more) = part.draws, rule.probe(net, state, part)
+                    draws, (numbers, more) = part.draws, rule.probe(net, state, part, lr)
                     answer = numbers if answer is None else answer.add_(numbers)
                     del numbers
                 else:
@@ -52,7 +52,7 @@ def take_step(
             del part
         with watched:
             if isinstance(rule, ScalarRule):
-                rule.apply(state.params, draws, answer, lr)
+                rule.apply(state, draws, answer, lr)
             elif state.gradients:
                 rule.update(state._replace(gradients={}), state.gradients, lr)
     return stats, answer

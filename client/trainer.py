@@ -11,13 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..algorithms.network import Network
-from ..algorithms.rule import Rule, RuleError, State, Stats, Tensors
+from ..algorithms.projection import basis, encode
+from ..algorithms.replica import Replica
+from ..algorithms.rule import Rule, RuleError, ScalarRule, State, Stats, Tensors
 from ..algorithms.seeds import Place, Purpose, generator
 from .audit import Audit
 from .fitting import Fit, OverBudget, evaluation_batch, fit
@@ -47,8 +50,15 @@ class Assignment:
     lr: float
     epochs: int
     batch_size: int
+    steps: int = 0  # local steps of all epochs, at most; 0: all
     evaluate: bool = True  # measure accuracy on held-out data before and after training
     proximal_mu: float = 0.0  # FedProx, as a split step: w ← w − η μ (w − w_received), then the rule's own step
+    projection: int = 0  # numbers to answer with, see `algorithms.projection`; 0: the model itself, or a rule's scalars
+
+    @property
+    def anchored(self) -> bool:
+        """A copy of the received model is kept."""
+        return bool(self.proximal_mu or self.projection)
 
 
 class Evaluation(NamedTuple):
@@ -63,7 +73,7 @@ class Report(NamedTuple):
     """What a client measured in one round of training."""
 
     params: Tensors
-    scalars: Tensor | None  # (steps · K,) float32, for rules that exchange scalars
+    scalars: Tensor | None  # (n,) float32: of each step, for rules that exchange scalars, or of what was learned
     samples: int
     steps: int
     batch: int  # largest batch
@@ -73,6 +83,7 @@ class Report(NamedTuple):
     accuracy_after: float
     fit: Fit  # how the step was made to fit; its peak is the planned one
     flops: int
+    round: int
 
 
 class Trainer:
@@ -143,18 +154,28 @@ class Trainer:
         """Return a copy of the parameters that every replica starts from."""
         return {key: p.clone() for key, p in self.initial(self.rule).params.items()}
 
+    def replica(self) -> Replica:
+        """Return a replica of the initial model, to be brought on by a server's news.
+
+        Raises:
+            RuleError: if the rule does not exchange scalars.
+        """
+        if not isinstance(self.rule, ScalarRule):
+            raise RuleError(f"{self.rule.name} exchanges weights: it cannot follow a server by scalars")
+        return Replica(self.rule, self.seed, self.initial_params())
+
     def fit_to(self, samples: int, todo: Assignment, budget: int | None) -> Fit:
         """Return how a client of `samples` samples trains within `budget` bytes (None: as asked).
 
         Raises:
             OverBudget: if nothing fits.
         """
-        batch, anchored = min(todo.batch_size, samples), bool(todo.proximal_mu)
-        key = batch, budget, anchored
+        batch = min(todo.batch_size, samples)
+        key = batch, budget, todo.anchored, todo.projection
         if key not in self._fits:
-            options = {"micro_batch": self.micro_batch, "anchored": anchored, "ladder": self.ladder}
+            options = {"micro_batch": self.micro_batch, "anchored": todo.anchored, "projection": todo.projection}
             try:
-                self._fits[key] = fit(self.planner, self.rule, batch, budget, **options)
+                self._fits[key] = fit(self.planner, self.rule, batch, budget, ladder=self.ladder, **options)
             except OverBudget as refusal:
                 self._fits[key] = refusal
         if isinstance(self._fits[key], OverBudget):
@@ -194,7 +215,12 @@ class Trainer:
             return self._evaluate(chosen, params, test, audit) if todo.evaluate else blank
 
         before = accuracy()
-        seen, scalars = self._train(chosen, params, train, client, todo, lr, audit)
+        anchor = {key: p.clone() for key, p in params.items()} if todo.anchored else {}
+        seen, scalars = self._train(chosen, params, anchor, train, client, todo, lr, audit)
+        answer = torch.cat(scalars) if self.rule.exchange == "scalars" else None
+        if todo.projection:
+            answer = self._encoded(chosen, params, anchor, todo, audit)
+        del anchor
         loss, correct, weight = (math.fsum(column) for column in zip(*seen, strict=True))
         if not all(map(_is_finite, params.values())):
             raise TrainingFailed(f"parameters are not finite after {len(seen)} steps (lr {lr:g}): lower --lr")
@@ -206,7 +232,7 @@ class Trainer:
                 received[key].copy_(p)
         return Report(
             params=received,
-            scalars=torch.cat(scalars) if self.rule.exchange == "scalars" else None,
+            scalars=answer,
             samples=len(train),
             steps=len(seen),
             batch=chosen.batch,
@@ -216,17 +242,17 @@ class Trainer:
             accuracy_after=after,
             fit=chosen,
             flops=self.flops(len(train), todo, budget),
+            round=todo.round,
         )
 
-    def _train(self, chosen, params, train, client, todo, lr, audit) -> tuple[list[Stats], list[Tensor | None]]:
+    def _train(self, chosen, params, anchor, train, client, todo, lr, audit) -> tuple[list[Stats], list[Tensor | None]]:
         """Take all steps of a round, in place on `params`; return the stats as numbers, and the answers, of each."""
         rule, seen, scalars = chosen.rule, [], []
         state = self.state(rule, params, split=bool(chosen.micro_batch))
-        anchor = {key: p.clone() for key, p in params.items()} if todo.proximal_mu else {}
         load, plainly = partial(self._batch, train), not (audit or state.gradients or rule.exchange == "scalars")
         with torch.no_grad():
             for step, rows in enumerate(self.orders(len(train), client, todo)):
-                for key, origin in anchor.items():
+                for key, origin in anchor.items() if todo.proximal_mu else ():
                     params[key].lerp_(origin, min(lr * todo.proximal_mu, 1.0))
                 draws = rule.draw(Place(self.seed, todo.round, client, step), len(rows), self.net.classes)
                 draws = draws.to(self.device) if isinstance(draws, Tensor) else draws
@@ -246,21 +272,29 @@ class Trainer:
                 raise TrainingFailed(f"loss is not finite at step {step + 1} (lr {lr:g}): lower --lr")
         return seen, scalars
 
+    def _encoded(self, chosen: Fit, params: Tensors, anchor: Tensors, todo: Assignment, audit: Audit | None) -> Tensor:
+        """Return what was learned since `anchor`, as so many numbers as are asked for."""
+        state = State(params, self.initial(chosen.rule).fixed, {})
+        with audit.watch(state, chosen.peak, anchor) if audit else nullcontext() as meter, meter or nullcontext():
+            return encode(params, anchor, basis(self.seed, todo.round), todo.projection)
+
     def flops(self, samples: int, todo: Assignment, budget: int | None) -> int:
         """Return the floating-point operations of a client's round: of its full batches and of the last, smaller one.
 
         Raises:
             OverBudget: if nothing fits.
         """
-        key = samples, todo.batch_size, todo.epochs, bool(todo.proximal_mu), budget
+        key = samples, todo.batch_size, todo.epochs, todo.steps, todo.anchored, todo.projection, budget
         if key not in self._flops:
             chosen = self.fit_to(samples, todo, budget)
             sizes = [chosen.batch] * (samples // chosen.batch) + [samples % chosen.batch] * bool(samples % chosen.batch)
             plans = {
-                size: self.planner.step(chosen.rule, size, chosen.micro_batch, anchored=bool(todo.proximal_mu))
+                size: self.planner.step(chosen.rule, size, chosen.micro_batch, anchored=todo.anchored)
                 for size in set(sizes)
             }
-            self._flops[key] = todo.epochs * sum(plans[size].flops for size in sizes)
+            epoch, steps = [plans[size].flops for size in sizes], todo.epochs * len(sizes)
+            epochs, more = divmod(min(todo.steps or steps, steps), len(sizes))
+            self._flops[key] = epochs * sum(epoch) + sum(epoch[:more])
         return self._flops[key]
 
     def _evaluate(self, chosen: Fit, params: Tensors, test: LocalData, audit: Audit | None) -> float:
@@ -298,9 +332,13 @@ class Trainer:
 
     def orders(self, samples: int, client: int, todo: Assignment) -> Iterator[Tensor]:
         """Yield the rows of each batch of all epochs, each epoch in an order that is a function of its place."""
-        for epoch in range(todo.epochs):
-            order = generator(self.seed, Purpose.ORDER, todo.round, client, epoch).permutation(samples)
-            yield from torch.from_numpy(order).split(todo.batch_size)
+
+        def all_epochs() -> Iterator[Tensor]:
+            for epoch in range(todo.epochs):
+                order = generator(self.seed, Purpose.ORDER, todo.round, client, epoch).permutation(samples)
+                yield from torch.from_numpy(order).split(todo.batch_size)
+
+        return islice(all_epochs(), todo.steps or None)
 
 
 def _is_finite(p: Tensor) -> bool:

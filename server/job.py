@@ -38,6 +38,7 @@ class Plan:
     epochs: int
     batch_size: int
     lr: float
+    steps: int = 0  # local steps a round, at most; 0: those of all epochs
     lr_schedule: str = "constant"
     evaluate_every: int = 1
     timeout: float | None = None  # seconds to wait for a round's replies; None waits for all

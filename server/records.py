@@ -157,7 +157,7 @@ class Records:
 
     def checkpoint_path(self, server_round: int) -> Path:
         """Return the file that holds the server's state after `server_round`."""
-        return self.folder / CHECKPOINTS / f"round-{server_round:06d}.pkl"
+        return checkpoint_of(self.folder, server_round)
 
     def commit_round(
         self,
@@ -233,7 +233,7 @@ class Records:
             self._insert_all("clients", server_round, clients)
 
     def scalars(self) -> list[tuple[int, bytes]]:
-        """Return (round, averaged scalars as little-endian float32) of every committed round that has any."""
+        """Return (round, what was taken of its scalars, see `scalar_wire.decode_round`) of every round that has any."""
         query = "SELECT round, scalars FROM rounds WHERE scalars IS NOT NULL ORDER BY round"
         return self.db.execute(query).fetchall()
 
@@ -275,6 +275,11 @@ class Run:
     rounds: pd.DataFrame
     clients: pd.DataFrame
     evaluations: pd.DataFrame
+
+
+def checkpoint_of(folder: Path, server_round: int) -> Path:
+    """Return the file that holds the server's state after a round of the run in `folder`."""
+    return folder / CHECKPOINTS / f"round-{server_round:06d}.pkl"
 
 
 def read_run(folder: Path) -> Run:

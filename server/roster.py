@@ -117,6 +117,8 @@ class Roster(Grid):
         if stream:
             yield from stream(messages, folded=folded)
             return
+        for message in messages:
+            message.content = protocol.sent(message)
         replies = self.grid.send_and_receive(messages, timeout=timeout)
         ordered = sorted(replies, key=lambda reply: (-work_of(reply), self.partition[reply.metadata.src_node_id]))
         yield from (reply for reply in ordered if reply.has_error())

@@ -21,8 +21,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from .. import protocol
+from ..algorithms.replica import ScalarRound
 from ..algorithms.seeds import Purpose, integer_seed
-from . import checkpoint, scalars
+from ..scalar_wire import encode_round
+from . import checkpoint
 from .fold import Fold, folds
 from .job import Job
 from .roster import Roster
@@ -95,11 +97,11 @@ class _Loop(Job):
         evaluations: list[Row] = []
         if evaluates:
             evaluations = self._evaluate_clients(server_round, arrays)
-            loss, accuracy = self._evaluate_server(arrays)
+            loss, accuracy = self._evaluate_server(getattr(self.strategy, "shown", None) or arrays)
             row |= {"loss": number(loss), "accuracy": number(accuracy)}
             row |= {"client_accuracy": mean(evaluations, "accuracy"), "client_loss": mean(evaluations, "loss")}
-        averaged = getattr(self.strategy, "averaged", None)
-        row["scalars"] = scalars.to_blob(averaged) if isinstance(averaged, torch.Tensor) else None
+        taken = getattr(self.strategy, "taken", None)
+        row["scalars"] = encode_round(taken) if isinstance(taken, ScalarRound) else None
         row["seconds"] = time.perf_counter() - started  # all of the round but its commit
         self._commit(row, clients, evaluations, arrays)
         if self.observer:
@@ -123,7 +125,7 @@ class _Loop(Job):
     ) -> tuple[list[Row], ArrayRecord]:
         config = protocol.train_config(
             server_round=server_round, lr=lr, epochs=self.plan.epochs, batch_size=self.plan.batch_size,
-            evaluate=evaluates,
+            steps=self.plan.steps, evaluate=evaluates,
         )  # fmt: skip
         seed_globals(self.plan.seed, server_round, 0)
         with _named(f"strategy {type(self.strategy).__name__}"):
@@ -148,14 +150,22 @@ class _Loop(Job):
         waiting = {message.metadata.dst_node_id: message for message in messages}
         rows: dict[int, Row] = {}
 
-        def note(message: Message, reply: Message | None) -> None:
+        refuse = getattr(self.strategy, "refuse", None)
+
+        def note(message: Message, reply: Message | None, refused: str | None = None) -> None:
             node = message.metadata.dst_node_id
             row: Row = {"client": self.roster.partition[node], "rule": self.plan.rule}
             row["bytes_down"], row["wire_down"] = down.of(message)
-            rows[node] = row | answer_columns(reply, self.plan.rule)
+            rows[node] = row | answer_columns(reply, self.plan.rule, refused)
 
         for reply in self.roster.stream(messages, timeout=self.plan.timeout, folded=fold is not None):
-            note(waiting.pop(protocol.sender(reply)), reply)
+            message = waiting.pop(protocol.sender(reply), None)
+            if message is None:  # it has answered already
+                continue
+            refused = refuse(reply) if refuse else None
+            note(message, reply, refused)
+            if refused:
+                continue
             if not reply.has_content():
                 errors.append(reply)
             elif fold:

@@ -24,21 +24,30 @@ class Sizes:
 
     def of(self, message: Message) -> tuple[int, int]:
         """Return (payload bytes, wire bytes) of a message's content."""
-        key = id(message.content)
+        content = protocol.sent(message)
+        key = id(content)
         if key not in self._known:
-            self._known[key] = protocol.payload_bytes(message.content), protocol.wire_bytes(message.content)
+            self._known[key] = protocol.payload_bytes(content), protocol.wire_bytes(content)
         return self._known[key]
 
 
-def answer_columns(reply: Message | None, rule: str) -> Row:
-    """Return the columns that a client's reply fills; `rule` is the one it was asked to train with."""
+def answer_columns(reply: Message | None, rule: str, refused: str | None = None) -> Row:
+    """Return the columns that a client's reply fills.
+
+    Args:
+        reply: None if there was none in time.
+        rule: what it was asked to train with.
+        refused: why its answer does not count, if so.
+    """
     if reply is None:
         return {"status": "dropped", "reason": "no reply in time", "bytes_up": 0, "wire_up": 0}
     if not reply.has_content():
         status = STATUS.get(reply.error.code, "failed")
         return {"status": status, "reason": _first_line(reply.error.reason), "bytes_up": 0, "wire_up": 0}
-    metrics = protocol.measured(reply)
     payload, wire = protocol.reply_bytes(reply)
+    if refused:
+        return {"status": "failed", "reason": refused, "bytes_up": payload, "wire_up": wire}
+    metrics = protocol.measured(reply)
     micro_batch, chunk, rank = map(int, metrics["fit"])
     return {
         "status": "ok",

@@ -89,6 +89,7 @@ def run(
     rule: Annotated[str | None, _flag("rule", "Learning rule; see `fedforward rules`.")] = None,
     data: Annotated[str | None, _flag("data", "digits, a folder, a .npz file, or a hub data set.")] = None,
     model: Annotated[str | None, _flag("model", "mlp, lenet, cnn, or module:object.")] = None,
+    init: Annotated[str | None, _flag("init", "Folder of a run whose last model to begin with.")] = None,
     partition: Annotated[str | None, _flag("partition", "iid, dirichlet:0.3, pathological:2, shard, ...")] = None,
     clients: Annotated[int | None, _flag("clients", "Number of clients.")] = None,
     clients_per_round: Annotated[int | None, _flag("clients_per_round", "Clients sampled each round (0: all).")] = None,
@@ -103,6 +104,7 @@ def run(
     ] = None,
     rounds: Annotated[int | None, _flag("rounds", "Number of rounds.")] = None,
     epochs: Annotated[int | None, _flag("epochs", "Local epochs a round.")] = None,
+    local_steps: Annotated[int | None, _flag("local_steps", "Local steps a round, at most (0: all epochs).")] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "Samples in a local step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the rule's own if not given.")] = None,
     lr_schedule: Annotated[str | None, _flag("lr_schedule", "constant, cosine, linear or half-linear.")] = None,
@@ -131,10 +133,10 @@ def run(
     EXPERIMENT is a file of settings, such as the experiment.toml of any run; flags override what it says.
     """
     flags = {
-        "rule": rule, "data": data, "model": model, "partition": partition, "clients": clients,
+        "rule": rule, "data": data, "model": model, "init": init, "partition": partition, "clients": clients,
         "clients-per-round": clients_per_round, "clients-per-evaluation": clients_per_evaluation,
         "resample": resample, "samples-per-client": samples_per_client,
-        "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
+        "rounds": rounds, "epochs": epochs, "local-steps": local_steps, "batch-size": batch_size,
         "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "fleet": fleet, "adapt": adapt,
         "micro-batch": micro_batch, "audit": audit, "holdout": holdout,
         "evaluate-every": evaluate_every, "seed": seed, "engine": engine, "devices": devices, "timeout": timeout,
@@ -283,6 +285,7 @@ def compare(
     ] = None,
     data: _of_run.data = None,
     model: _of_run.model = None,
+    init: _of_run.init = None,
     partition: _of_run.partition = None,
     clients: _of_run.clients = None,
     clients_per_round: _of_run.clients_per_round = None,
@@ -291,6 +294,7 @@ def compare(
     samples_per_client: _of_run.samples_per_client = None,
     rounds: _of_run.rounds = None,
     epochs: _of_run.epochs = None,
+    local_steps: _of_run.local_steps = None,
     batch_size: _of_run.batch_size = None,
     lr: _of_run.lr = None,
     lr_schedule: _of_run.lr_schedule = None,
@@ -313,10 +317,10 @@ def compare(
     Each rule has its own learning rate unless --lr or --for says otherwise. The same command again goes on.
     """
     flags = {
-        "data": data, "model": model, "partition": partition, "clients": clients,
+        "data": data, "model": model, "init": init, "partition": partition, "clients": clients,
         "clients-per-round": clients_per_round, "clients-per-evaluation": clients_per_evaluation,
         "resample": resample, "samples-per-client": samples_per_client,
-        "rounds": rounds, "epochs": epochs, "batch-size": batch_size,
+        "rounds": rounds, "epochs": epochs, "local-steps": local_steps, "batch-size": batch_size,
         "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "fleet": fleet, "adapt": adapt,
         "micro-batch": micro_batch, "audit": audit, "holdout": holdout, "evaluate-every": evaluate_every,
         "seed": seed, "threads": threads, "name": name,

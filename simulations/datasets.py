@@ -40,12 +40,14 @@ class Samples:
         y: (N,) int64 classes, shared by every view.
         index: (n,) int64 rows of `x` and `y` that belong to this view.
         scale: factor that brings `x.float()` into its range: 1/255 for bytes, 1 for floats.
+        shift: what is added then.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
     scale: float
+    shift: float = 0.0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -54,11 +56,12 @@ class Samples:
         """Return fresh tensors (b, *shape) float32 and (b,) int64 of `rows`, (b,) int64 positions in this view."""
         index = self.index.index_select(0, rows)
         x = self.x.index_select(0, index).float()
-        return (x if self.scale == 1 else x.mul_(self.scale)), self.y.index_select(0, index)
+        x = x if self.scale == 1 else x.mul_(self.scale)
+        return (x.add_(self.shift) if self.shift else x), self.y.index_select(0, index)
 
     def subset(self, rows: Tensor) -> Samples:
         """Return the view of `rows`, (m,) int64 positions in this view."""
-        return Samples(self.x, self.y, self.index[rows], self.scale)
+        return Samples(self.x, self.y, self.index[rows], self.scale, self.shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,8 @@ def load(
     test_fraction: float = 0.2,
     seed: int = 0,
     limit: int | None = None,
+    standardize: bool = False,
+    rotate: int = 0,
 ) -> DataSet:
     """Load a data set; a second call with the same arguments and unchanged files is free.
 
@@ -109,6 +114,8 @@ def load(
         test_fraction: share of every class that becomes the test split, when the data has none of its own.
         seed: run seed; decides the test split that is cut and the rows that `limit` keeps.
         limit: keep this many random training rows; None keeps all. The test split stays whole.
+        rotate: turn images counterclockwise by 90, 180 or 270 degrees: another task for the same network.
+        standardize: bring images or vectors to mean 0 and deviation 1, of all values of the train split together.
 
     Raises:
         DataError: unknown name or column, unreadable files, images of unequal size, no classes.
@@ -117,7 +124,10 @@ def load(
         raise DataError(f"limit={limit} leaves no training row: take at least 1")
     path = locate(name)
     stamp = "" if path is None else fingerprint([path] if path.is_file() else path.rglob("*"))
-    return _load(name, path, stamp, image, label, negative, tuple(drop), float(test_fraction), seed, limit)
+    if rotate not in (0, 90, 180, 270):
+        raise DataError(f"rotate={rotate} is no quarter turn: use 90, 180 or 270")
+    options = image, label, negative, tuple(drop), float(test_fraction), seed, limit, standardize, rotate
+    return _load(name, path, stamp, *options)
 
 
 def partition(data: DataSet, spec: str, clients: int, seed: int) -> list[Tensor]:
@@ -181,7 +191,7 @@ def learned(samples: int, holdout: float) -> int:
 
 
 @lru_cache(maxsize=8)
-def _load(name, path, stamp, image, label, negative, drop, test_fraction, seed, limit) -> DataSet:
+def _load(name, path, stamp, image, label, negative, drop, test_fraction, seed, limit, standardize, rotate) -> DataSet:
     """Do the work of `load`; `stamp` is there to notice files that have changed."""
     found = source(name, path, stamp, image, label)
     title = name if path is None else path.name.removesuffix(".npz")
@@ -193,14 +203,33 @@ def _load(name, path, stamp, image, label, negative, drop, test_fraction, seed, 
     if not len(test):
         train, test = _cut(y, test_fraction, seed)
     x = _features(columns, train) if found.x is None else found.x
+    if rotate and x.ndim != 4:
+        raise DataError(f"rotate turns images, and a sample here has shape {x.shape[1:]}: leave it out")
+    x = np.ascontiguousarray(np.rot90(x, rotate // 90, axes=(2, 3))) if rotate else x
     if unseen := len(np.setdiff1d(y[test], y[train])):
         log.warning("%s: %d of %d classes occur in the test split alone and cannot be learned", title, unseen, classes)
     if limit is not None and limit < len(train):
         train = np.sort(generator(seed, Purpose.DATA, _LIMIT).permutation(train)[:limit])
     tensors = torch.from_numpy(x), torch.from_numpy(y)
-    views = [Samples(*tensors, torch.from_numpy(rows), found.scale) for rows in (train, test)]
+    unit = _unit(tensors[0], train, found.scale) if standardize and found.x is not None else (found.scale, 0.0)
+    views = [Samples(*tensors, torch.from_numpy(rows), *unit) for rows in (train, test)]
     columns = {column: values[train] for column, values in columns.items()}
     return DataSet(title, *views, classes, tuple(x.shape[1:]), columns)
+
+
+def _unit(x: torch.Tensor, train: np.ndarray, scale: float) -> tuple[float, float]:
+    """Return the scale and shift that bring the train rows of `x` to mean 0 and deviation 1, in slices."""
+    total = square = count = 0.0
+    for rows in torch.from_numpy(train).split(1000):
+        values = x[rows].double()
+        total, square, count = (
+            total + float(values.sum()),
+            square + float(values.square().sum()),
+            count + values.numel(),
+        )
+    mean = total / count
+    deviation = max(square / count - mean**2, 0.0) ** 0.5
+    return (1 / deviation, -mean / deviation) if deviation > 1e-9 * abs(mean) else (scale, -mean * scale)
 
 
 def _number(found: Source, negative: str | int | None) -> tuple[np.ndarray, int]:

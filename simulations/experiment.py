@@ -38,6 +38,7 @@ class Experiment:
     rule: str = "mono-forward"  # built-in name or module:object, as are model, strategy and data
     data: str = "digits"  # built-in, a folder, a .npz, or a hub data set
     model: str = "mlp"
+    init: str = ""  # the folder of a run whose last model to begin with; empty: a model drawn from the seed
     partition: str = "iid"
     clients: int = 20
     clients_per_round: int = 0  # 0: all
@@ -46,6 +47,7 @@ class Experiment:
     samples_per_client: int = 0  # with resample; 0: 100, or all there are if they are fewer
     rounds: int = 30
     epochs: int = 2  # local epochs a round
+    local_steps: int = 0  # steps of these epochs that a client takes, at most; 0: all
     batch_size: int = 10
     lr: float | None = None  # None: the rule's own
     lr_schedule: str = "constant"  # over rounds
@@ -78,16 +80,15 @@ class Experiment:
                     f"{_dashed(key)} must be between 1 and clients ({self.clients}), or 0 for {meaning};"
                     f" it is {getattr(self, key)}"
                 )
-        if self.samples_per_client < 0:
-            raise ExperimentError(f"samples-per-client must be at least 0, not {self.samples_per_client}")
+        for key in ("samples_per_client", "local_steps", "micro_batch"):
+            if getattr(self, key) < 0:
+                raise ExperimentError(f"{_dashed(key)} must be at least 0, not {getattr(self, key)}")
         if self.samples_per_client and not self.resample:
             raise ExperimentError(
                 "samples-per-client is how many samples a client draws of its own: add --resample, or leave it out"
             )
         if not 0 <= self.audit <= 1:
             raise ExperimentError(f"audit must be between 0 and 1, not {self.audit:g}")
-        if self.micro_batch < 0:
-            raise ExperimentError(f"micro-batch must be at least 0, not {self.micro_batch}")
         if not 0 <= self.holdout < 1:
             raise ExperimentError(f"holdout must be at least 0 and less than 1, not {self.holdout:g}")
         if not 0 <= self.seed < 2**63:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from ..algorithms import LADDER, MODELS, RULES, Network, NetworkError, Rule, RuleError
 from ..client.budget import DeviceError
 from ..client.fitting import OverBudget
 from ..client.plan import Planner
-from ..server.strategies import DEFAULTS, STRATEGIES, FedScalar
+from ..server import checkpoint
+from ..server.records import NotARun, checkpoint_of, read_run
+from ..server.strategies import DEFAULTS, STRATEGIES, FedProjection, FedScalar
 from .datasets import DataSet, load, partition, resample
 from .experiment import Experiment, ExperimentError
 from .naming import checked_options, is_reference, named
@@ -73,6 +78,30 @@ def build_network(experiment: Experiment, data: DataSet) -> Network:
         return Network(lambda: model(data.shape, data.classes, **options), data.shape, data.classes)
 
 
+def build_initial(experiment: Experiment, params: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Return the last model of the run that an experiment begins with.
+
+    Args:
+        experiment: names the run.
+        params: the model that it takes; only keys and shapes are looked at.
+
+    Raises:
+        ExperimentError: if that run has no such model.
+    """
+    folder = Path(experiment.init)
+    try:
+        file = checkpoint_of(folder, int(read_run(folder).rounds["round"].max()))
+        arrays = checkpoint.load(file.read_bytes()).arrays
+    except (NotARun, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise ExperimentError(f"cannot begin with the model of {folder} ({error}): name a run's folder") from None
+    if {key: tuple(array.shape) for key, array in arrays.items()} != {k: tuple(p.shape) for k, p in params.items()}:
+        raise ExperimentError(
+            f"the model of {folder} is not one that {experiment.rule} trains on {experiment.model}: use the same"
+            " --model and --set model options, and a rule of the same parameters"
+        )
+    return arrays
+
+
 def build_ladder(experiment: Experiment, rule: Rule, net: Network) -> list[Rule]:
     """Return the rules that a client may fall back to: those of the ladder that train the same parameters.
 
@@ -127,7 +156,9 @@ def build_strategy(experiment: Experiment, rule: Rule) -> Strategy:
         return deepcopy(_as_it_is("strategy", kind, options))
     given = _sampling(experiment) if issubclass(cls, FedAvg) else {}
     if issubclass(cls, FedScalar):
-        given |= {"rule": rule, "seed": experiment.seed}
+        given |= {"rule": rule, "seed": experiment.seed, "known": not experiment.init}
+    if issubclass(cls, FedProjection):
+        given |= {"seed": experiment.seed}
     with blamed_on(f"strategy '{name}'"):
         options = checked_options("strategy", cls, DEFAULTS.get(name, {}) | options, given=tuple(given))
         return cls(**given, **options)

@@ -19,6 +19,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
 from .. import protocol
+from ..algorithms.directions import layout_of
+from ..algorithms.projection import pieces_of
 from ..algorithms.rule import Tensors
 from ..client import Client, Trainer, make_client_app
 from ..client.app import assignment
@@ -32,7 +34,16 @@ from ..server.rows import AUDIT_FAILED, Row
 from ..server.strategies import DEFAULTS
 from .datasets import DataSet, learned, split
 from .experiment import Experiment, from_run_config
-from .parts import blamed_on, build_data, build_ladder, build_network, build_partitions, build_rule, build_strategy
+from .parts import (
+    blamed_on,
+    build_data,
+    build_initial,
+    build_ladder,
+    build_network,
+    build_partitions,
+    build_rule,
+    build_strategy,
+)
 from .population import AS_ASKED, Admission, Devices, devices_of
 from .resampling import Resampled
 
@@ -49,6 +60,7 @@ class World:
     partitions: Sequence[torch.Tensor]  # rows of the training data, one tensor a client, perhaps made when asked for
     devices: Sequence[Device]  # one a client; empty: without limits
     chosen: str = ""  # why its engine was chosen, if it was
+    begin: ArrayRecord | None = None  # the initial model, if another than the trainer's
 
     @cached_property
     def client(self) -> Callable[[int], Client]:
@@ -69,7 +81,7 @@ class World:
 
     def initial(self) -> ArrayRecord:
         """Return the initial model as the server sends it."""
-        return protocol.encode_params(self.trainer.initial(self.trainer.rule).params)
+        return self.begin or protocol.encode_params(self.trainer.initial(self.trainer.rule).params)
 
     def evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return (loss, accuracy) of a model on the server's test set."""
@@ -86,7 +98,7 @@ class World:
         if message.metadata.message_type != MessageType.TRAIN:
             return lambda index: 0
         with suppress(Exception):  # of a user's strategy, as below of a user's rule: the client will say what is wrong
-            todo = assignment(protocol.only(message.content.config_records))
+            todo = assignment(protocol.config_of(message))
 
         def flops(index: int) -> int:
             with suppress(Exception):
@@ -147,20 +159,23 @@ class World:
         rule = next((rule for rule in trainer.ladder if rule.name == row["rule"]), trainer.rule)
         if row["chunk"]:
             rule = dataclasses.replace(rule, chunk=row["chunk"])
-        return trainer.planner.step(rule, row["batch"], row["micro_batch"], anchored=bool(todo.proximal_mu))
+        return trainer.planner.step(rule, row["batch"], row["micro_batch"], anchored=todo.anchored)
 
     @cached_property
     def asked(self) -> Assignment:
         """What a round asks of clients, as far as memory and work depend on it."""
-        e, pull = self.experiment, getattr(self.strategy(), "proximal_mu", 0.0)
-        return Assignment(1, self.trainer.rule.lr, e.epochs, e.batch_size, proximal_mu=pull)
+        e, strategy = self.experiment, self.strategy()
+        return Assignment(
+            1, self.trainer.rule.lr, e.epochs, e.batch_size, e.local_steps,
+            proximal_mu=getattr(strategy, "proximal_mu", 0.0), projection=getattr(strategy, "projection", 0),
+        )  # fmt: skip
 
     def plan(self) -> Plan:
         """Return what the round loop needs to know."""
         e = self.experiment
         return Plan(
             e.rule, e.seed, e.rounds, e.clients, e.epochs, e.batch_size, self.trainer.rule.lr,
-            e.lr_schedule, e.evaluate_every, e.timeout or None,
+            e.local_steps, e.lr_schedule, e.evaluate_every, e.timeout or None,
         )  # fmt: skip
 
     def strategy(self) -> Strategy:
@@ -185,9 +200,12 @@ def build(experiment: Experiment) -> World:
         )  # fmt: skip
         trainer.evaluate(trainer.initial_params(), data.test.subset(torch.arange(min(1, len(data.test)))))
     devices = devices_of(experiment.fleet, experiment.clients, experiment.seed)
-    world = World(experiment, trainer, data, build_partitions(experiment, data), devices)
+    begin = build_initial(experiment, trainer.initial(rule).params) if experiment.init else None
+    world = World(experiment, trainer, data, build_partitions(experiment, data), devices, begin=begin)
     with blamed_on(f"strategy '{experiment.strategy}'"):
         checkpoint.freeze(world.strategy())
+        if world.asked.projection:
+            pieces_of(layout_of(trainer.initial(rule).params), world.asked.projection)
     return world
 
 

@@ -8,10 +8,11 @@ import fedforward
 ROOT = Path(fedforward.__file__).parent
 MAY_USE = {  # layer: the layers it may import besides itself
     "algorithms": set(),
-    "protocol": {"algorithms"},
-    "client": {"algorithms", "protocol"},
-    "server": {"algorithms", "protocol"},
-    "simulations": {"algorithms", "protocol", "client", "server"},
+    "scalar_wire": {"algorithms"},
+    "protocol": {"algorithms", "scalar_wire"},
+    "client": {"algorithms", "protocol", "scalar_wire"},
+    "server": {"algorithms", "protocol", "scalar_wire"},
+    "simulations": {"algorithms", "protocol", "scalar_wire", "client", "server"},
     "flower_app": {"client", "server", "simulations"},
     "__main__": {"simulations"},
     "__init__": set(),

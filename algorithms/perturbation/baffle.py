@@ -17,12 +17,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..directions import Directions
 from ..network import Network
 from ..rule import Batch, RuleError, ScalarRule, State, Stats, cross_entropy
-from ..seeds import Place
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,18 +31,17 @@ class Baffle(ScalarRule):
     replay the scalars.
 
     Departs from the paper: directions are signs, not Gaussian (lower variance, and the same bits on every machine);
-    they are shared by all clients, as the protocol says and the released code does not do; plain SGD, where the code
-    has Adam, weight decay, an average of weights and clipped gradients, which (but for decay and average) could not be
-    repeated from averaged scalars; a client that takes several local steps applies its own scalars between them, as in
-    DeComFL. The paper's networks are smooth (Hardswish): `--set model.activation=hardswish`.
+    clients share them, as the protocol says, unless `own`, as the released code has it; plain SGD where the code has
+    Adam and gradients clipped element by element, which averaged scalars cannot repeat: scalars are clipped instead, on
+    the server (`strategy.clip`), and momentum, decay and the average of weights are the ledger's (`strategy.momentum`,
+    …, with a `pool`); a client that takes several local steps applies its own scalars between them, as in DeComFL. The
+    paper's networks are smooth (Hardswish): `--set model.activation=hardswish`.
 
     Attributes:
         lr: η; stable while η √(d/K) stays near or below 1 for d parameters.
         sigma: σ, the length of a perturbation per parameter; 1e-4 … 1e-3 suits float32.
-        directions: K.
+        directions, own, pool, chunk: see `ScalarRule`.
         scheme: "forward" or "central" difference.
-        chunk: parameters perturbed at a time, about 10 bytes each (signs, their bits, a product);
-            changes no bit of the result.
     """
 
     name: ClassVar[str] = "baffle"
@@ -57,23 +52,15 @@ class Baffle(ScalarRule):
     lr: float = 0.1
     sigma: float = 1e-3
     scheme: Literal["forward", "central"] = "forward"
-    chunk: int = 4096
 
     def __post_init__(self) -> None:
         if self.scheme not in ("forward", "central"):
             raise RuleError(f"unknown scheme '{self.scheme}': use forward or central")
-        if self.directions < 1 or self.sigma <= 0 or self.chunk < 1:
-            raise RuleError("baffle needs directions ≥ 1, sigma > 0 and chunk ≥ 1")
+        if self.sigma <= 0:
+            raise RuleError("baffle needs sigma > 0")
+        super().__post_init__()
 
-    def init(self, net: Network, seed: int) -> State:
-        """Return the network's own initial weights."""
-        return State(net.init(seed), {}, {})
-
-    def draw(self, place: Place, batch_size: int, classes: int) -> Directions:
-        """Return the step's directions, the same for every client."""
-        return Directions(place.seed, place.round, place.step)
-
-    def probe(self, net: Network, state: State, batch: Batch) -> tuple[Tensor, Stats]:
+    def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return the K loss differences over σ; stats are of the network at w (central: w − σ z_K, the last seen)."""
         params, directions, central = state.params, batch.draws, self.scheme == "central"
         if not central:
@@ -92,13 +79,3 @@ class Baffle(ScalarRule):
             scalars[k] = ahead - origin
             del ahead
         return scalars.div_(2 * self.sigma if central else self.sigma), stats
-
-    def apply(self, params: Tensors, draws: Directions, scalars: Tensor, lr: float) -> None:
-        """Step w ← w − (η/K) s_k z_k for k = 0 … K − 1 in this order, each rounding once."""
-        steps = scalars * (-lr / self.directions)
-        for k in draws.each(self.directions):
-            draws.add(params, k, steps[k], self.chunk)
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)

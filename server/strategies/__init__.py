@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from .fedprojection import FedProjection
 from .fedscalar import FedScalar
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -24,6 +25,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "fedtrimmedavg": FedTrimmedAvg,
     "krum": Krum,
     "fedscalar": FedScalar,
+    "fedprojection": FedProjection,
 }
 
 # Options where Flower's own default makes a strategy another one: with 0 both are FedAvg.
@@ -32,4 +34,4 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "fedavgm": {"server_momentum": 0.9},  # Hsu, Qi & Brown, arXiv 1909.06335, 2019
 }
 
-__all__ = ["DEFAULTS", "STRATEGIES", "FedScalar"]
+__all__ = ["DEFAULTS", "STRATEGIES", "FedProjection", "FedScalar"]

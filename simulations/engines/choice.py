@@ -168,7 +168,12 @@ def seconds_of_a_client(world: World) -> float:
     grid = InlineGrid(world.app(), world.experiment.clients, world.experiment.to_run_config())
     plan, seconds = world.plan(), 0.0
     config = protocol.train_config(
-        server_round=1, lr=plan.lr, epochs=plan.epochs, batch_size=plan.batch_size, evaluate=False
+        server_round=1,
+        lr=plan.lr,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        steps=plan.steps,
+        evaluate=False,
     )
     content = RecordDict({protocol.ARRAYS: world.initial(), protocol.CONFIG: config})
     for _ in range(2):

@@ -65,7 +65,7 @@ class CohortGrid(LocalGrid):
         if messages[0].metadata.message_type != MessageType.TRAIN:
             yield from self._evaluate(messages, params)
             return
-        todo = assignment(protocol.only(messages[0].content.config_records))
+        todo = assignment(protocol.config_of(messages[0]))
         members = [self._member(message) for message in messages]
         size = self.at_once or self._at_once(members, todo)
         pairs = list(zip(messages, members, strict=True))

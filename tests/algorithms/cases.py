@@ -8,17 +8,29 @@ from functools import cache, partial
 import torch
 from fedforward.algorithms import (
     DFA,
+    SPSA,
     ApproxBackprop,
     Backprop,
     Baffle,
     Batch,
     CheckpointedBackprop,
+    Consensus,
+    Evolution,
+    FedKSeed,
     ForwardForward,
+    ForwardGradient,
     FusedBackprop,
+    Genetic,
+    LikelihoodRatio,
+    LocalForwardGradient,
     MonoForward,
     Network,
     SelectiveBackprop,
+    SparseEvolution,
     State,
+    ZOAdam,
+    ZOConserve,
+    ZOSign,
 )
 from fedforward.algorithms.models import cnn, lenet, mlp
 from fedforward.algorithms.seeds import Place
@@ -52,6 +64,22 @@ RULES = {
     "dfa": DFA(lr=0.1),
     "baffle": Baffle(directions=3),
     "baffle-central": Baffle(directions=3, scheme="central"),
+    "spsa": SPSA(directions=2),
+    "spsa-dropout": SPSA(directions=2, dropout=0.2),
+    "zo-sign": ZOSign(directions=3),
+    "zo-conserve": ZOConserve(directions=3),
+    "zo-adam": ZOAdam(directions=2),
+    "fedkseed": FedKSeed(directions=3),
+    "evolution": Evolution(directions=3),
+    "evolution-plain": Evolution(directions=3, shaping="none"),
+    "sparse-evolution": SparseEvolution(directions=3, every=1),
+    "genetic": Genetic(directions=6),
+    "consensus": Consensus(directions=4),
+    "forward-gradient": ForwardGradient(directions=3),
+    "forward-gradient-projection": ForwardGradient(directions=3, combine="projection"),
+    "local-forward-gradient": LocalForwardGradient(lr=0.1, directions=3),
+    "likelihood-ratio": LikelihoodRatio(lr=0.1, directions=2),
+    "likelihood-ratio-orthogonal": LikelihoodRatio(lr=0.1, directions=3, draws="orthogonal"),
 }
 
 

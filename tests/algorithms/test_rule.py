@@ -93,6 +93,8 @@ def test_a_sample_of_weight_0_changes_nothing(rule, net):
 def test_vmap_over_clients_is_the_loop_over_clients(rule, net):
     rule, net, clients = RULES[rule], network(net), 3
     assert rule.vmappable
+    if isinstance(rule, ScalarRule):
+        rule = replace(rule, own=False)  # who steps together shares directions
     start = double(rule.init(net, seed=1))
     batches = [[batch(rule, step=s, client=c) for c in range(clients)] for s in range(2)]
     looped = [copied(start) for _ in range(clients)]
@@ -135,8 +137,8 @@ def test_draws_are_a_function_of_their_place(rule):
         drawn = [d.tolist() for d in drawn]
     assert drawn[0] == drawn[1]
     assert drawn[0] is None or (drawn[0] != drawn[2] and drawn[0] != drawn[3])
-    if isinstance(rule, ScalarRule):  # the server must make the same directions without knowing the client
-        assert rule.draw(place._replace(client=-1), 0, 0) == drawn[0]
+    if isinstance(rule, ScalarRule):  # the server must make shared directions without knowing the client
+        assert (rule.draw(place._replace(client=-1), 0, 0) == drawn[0]) == (not rule.own)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -25,7 +25,7 @@ def test_stored_numbers_never_change():
     # Runs are repeated from their seeds: these literals change with NumPy's stream or ours, and neither may.
     assert {p.name: p.value for p in Purpose} == {
         "INIT": 0, "FIXED": 1, "ORDER": 2, "RULE": 3, "DIRECTIONS": 4, "SERVER": 5, "DATA": 6,
-        "FLEET": 7, "AUDIT": 8,
+        "FLEET": 7, "AUDIT": 8, "CANDIDATES": 9, "MASK": 10,
     }  # fmt: skip
     assert generator(1, Purpose.ORDER, 2, 3, 4).permutation(8).tolist() == [2, 7, 0, 6, 4, 3, 1, 5]
     assert integer_seed(7, Purpose.INIT) == 446169084274489858

@@ -10,6 +10,7 @@ from fedforward.algorithms import Baffle, MonoForward
 from fedforward.client import Client, Trainer, make_client_app
 from fedforward.client.app import assignment
 from fedforward.client.trainer import Assignment
+from fedforward.scalar_wire import UNSAID
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -69,7 +70,8 @@ def test_a_scalar_rule_never_sends_its_model(send):
     reply = send(c, "train", train_message(c, lr=0.01))
     wanted = c.trainer.fit(c.trainer.initial_params(), c.train, c.test, 4, Assignment(2, 0.01, 1, 4))
     assert not reply.content.array_records
-    assert torch.equal(protocol.decode_scalars(reply.content[protocol.SCALARS]), wanted.scalars)
+    server_round, fingerprint, scalars = protocol.scalars_of(reply)
+    assert torch.equal(scalars, wanted.scalars) and (server_round, fingerprint) == (2, UNSAID)
     assert protocol.payload_bytes(reply.content) == protocol.scalar_uplink_bytes(9)
 
 
@@ -98,4 +100,5 @@ def test_evaluate_and_query_answer_with_metrics_alone(send):
 
 def test_an_assignment_is_read_from_the_config():
     assert assignment(CONFIG) == Assignment(2, 0.1, 1, 4, evaluate=True, proximal_mu=0.0)
-    assert assignment(CONFIG | {"evaluate": False, "proximal-mu": 0.5}) == Assignment(2, 0.1, 1, 4, False, 0.5)
+    assert assignment(CONFIG | {"evaluate": False, "proximal-mu": 0.5}) == Assignment(2, 0.1, 1, 4, 0, False, 0.5)
+    assert assignment(CONFIG | {"steps": 3}).steps == 3

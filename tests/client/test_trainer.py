@@ -166,7 +166,7 @@ def test_a_scalar_rule_answers_with_k_numbers_a_step_from_which_its_model_follow
     assert isinstance(rule, ScalarRule) and report.scalars.shape == (6 * 3,) and report.scalars.dtype == torch.float32
     replica = trainer.initial_params()
     for step, scalars in enumerate(report.scalars.view(6, 3)):
-        rule.apply(replica, rule.draw(Place(0, 1, -1, step), 0, 0), scalars, 0.01)
+        rule.apply(State(replica, {}, {}), rule.draw(Place(0, 1, -1, step), 0, 0), scalars, 0.01)
     for key, p in replica.items():  # the client's own copy was perturbed and put back: the same but for rounding
         torch.testing.assert_close(report.params[key], p, rtol=0, atol=1e-6)
     assert fit(MonoForward()).scalars is None
@@ -314,3 +314,16 @@ def test_audits_are_a_sample_that_the_seed_and_the_place_decide():
     again = Trainer(Backprop(), network("mlp"), 5, audit=0.2)
     assert drawn == [(t, c) for t in range(50) for c in range(40) if again.audited(t, c)]
     assert not Trainer(Backprop(), network("mlp"), 5).audited(1, 1)
+
+
+@pytest.mark.parametrize(
+    "steps, taken", [(1, [4]), (3, [4, 4, 2]), (4, [4, 4, 2, 4]), (5, [4, 4, 2, 4, 4]), (99, [4, 4, 2] * 2)]
+)
+def test_a_limit_of_steps_ends_a_round_in_the_middle_of_an_epoch(steps, taken):
+    rule, data, trainer = RULES["backprop"], Data(10), Trainer(RULES["backprop"], network("mlp"), 0)
+    report = fit(rule, data, trainer=trainer, steps=steps, evaluate=False)
+    assert [len(rows) for rows in data.visited] == taken and report.steps == len(taken)
+    assert report.flops == sum(trainer.planner.step(rule, size).flops for size in taken)
+    whole = Data(10)
+    fit(rule, whole, evaluate=False)
+    assert data.visited == whole.visited[: len(taken)]  # the same samples as without a limit

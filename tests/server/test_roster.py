@@ -106,7 +106,7 @@ def test_a_strategy_that_may_use_more_is_offered_all(clients):
     assert most_used(Inherited(**FEW), clients) == 5
     assert most_used(FedAvg(**FEW | {"min_available_nodes": 10**6}), clients) == clients
     for name, kind in STRATEGIES.items():
-        more = {"rule": None, "seed": 0} if name == "fedscalar" else DEFAULTS.get(name, {})
+        more = {"fedscalar": {"rule": None, "seed": 0}, "fedprojection": {"seed": 0}}.get(name, DEFAULTS.get(name, {}))
         assert most_used(kind(**FEW, **more), clients) == 5
     assert len(sampled(clients, fraction_train=0.01)[0]) == 200
     assert len(crowd(clients).get_node_ids()) == clients  # nobody said who samples

@@ -13,9 +13,16 @@ from small_runs import rows, simulate, small_world
 
 STATEFUL = {"strategy": "fedadam", "clients_per_round": 3, "rounds": 4}
 SCALARS = {"rule": "baffle", "clients_per_round": 3, "rounds": 4, "set": {"rule": {"directions": 2}}}
+POOL = SCALARS | {
+    "set": {
+        "rule": {"directions": 2, "own": True, "pool": 16, "momentum": 0.9, "rebase": 3},
+        "strategy": {"ema": 0.5, "normalize": True},
+    }
+}
+SLOTS = SCALARS | {"rule": "zo-adam"}
 
 
-@pytest.fixture(scope="module", params=[STATEFUL, SCALARS], ids=["fedadam", "baffle"])
+@pytest.fixture(scope="module", params=[STATEFUL, SCALARS, POOL, SLOTS], ids=["fedadam", "baffle", "pool", "zo-adam"])
 def undisturbed(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     simulate(small_world(**request.param), folder)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from fedforward import protocol
+from fedforward.algorithms.directions import SHARED
 from fedforward.server.records import read_run
 from fedforward.server.rounds import model_hash
 from fedforward.server.strategies import STRATEGIES
@@ -84,12 +85,11 @@ def test_fedscalar_moves_along_the_mean_of_its_clients(tmp_path, spy):
     world = small_world(rule="baffle", rounds=1, partition="dirichlet:0.5", set={"rule": {"directions": 2}})
     strategy = world.strategy()
     simulate(world, tmp_path, grid=spy, strategy=strategy)
-    answers = [reply.content for reply in spy.answers if "scalars" in reply.content]
-    for j in range(len(strategy.averaged)):
-        pairs = [
-            (content["metrics"]["num-examples"], protocol.decode_scalars(content["scalars"])[j].double())
-            for content in answers
-            if len(protocol.decode_scalars(content["scalars"])) > j
-        ]
+    answers = [reply for reply in spy.answers if "scalars" in reply.content]
+    found = [(protocol.measured(reply)["num-examples"], protocol.scalars_of(reply)[2].double()) for reply in answers]
+    ((client, weight, averaged),) = strategy.taken.answers
+    assert (client, weight, strategy.taken.round) == (SHARED, 1.0, 1)
+    for j in range(len(averaged)):
+        pairs = [(n, scalars[j]) for n, scalars in found if len(scalars) > j]
         mean = sum(n * value for n, value in pairs) / sum(n for n, _ in pairs)
-        assert torch.isclose(strategy.averaged[j].double(), mean, rtol=1e-6)
+        assert torch.isclose(averaged[j].double(), mean, rtol=1e-6)

@@ -104,3 +104,15 @@ def test_partition_speaks_of_rows_of_the_train_view():
     assert sorted(torch.cat(parts).tolist()) == list(range(50))
     assert data.train.subset(parts[0]).batch(torch.arange(10))[0].shape == (10, 1, 8, 8)
     assert "flwr_datasets" in sys.modules
+
+
+def test_images_are_turned_and_brought_to_mean_0_and_deviation_1():
+    plain, turned, unit = load("digits"), load("digits", rotate=90), load("digits", standardize=True)
+    rows = torch.arange(len(plain.train))
+    x, moved, standard = (data.train.batch(rows)[0] for data in (plain, turned, unit))
+    assert torch.equal(moved, x.rot90(1, (2, 3))) and not torch.equal(moved, x)
+    assert abs(standard.mean()) < 1e-5 and abs(standard.std(correction=0) - 1) < 1e-5
+    torch.testing.assert_close(standard, (x - x.mean()) / x.std(correction=0), rtol=1e-4, atol=1e-4)
+    assert abs(unit.test.batch(torch.arange(len(unit.test)))[0].mean()) > 1e-5  # by the train split's numbers
+    with pytest.raises(DataError, match="no quarter turn"):
+        load("digits", rotate=45)

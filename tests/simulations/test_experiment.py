@@ -43,8 +43,8 @@ def test_run_config_round_trip(experiment):
 
 def test_every_field_is_written_but_the_rules_own():
     assert set(tomllib.loads(Experiment(lr=1.0, set={"rule": {"a": 1}}).to_toml())) == {
-        "name", "rule", "data", "model", "partition", "clients", "clients-per-round", "clients-per-evaluation",
-        "resample", "samples-per-client", "rounds", "epochs", "batch-size", "lr",
+        "name", "rule", "data", "model", "init", "partition", "clients", "clients-per-round", "clients-per-evaluation",
+        "resample", "samples-per-client", "rounds", "epochs", "local-steps", "batch-size", "lr",
         "lr-schedule", "strategy", "fleet", "adapt", "micro-batch", "audit", "holdout", "evaluate-every",
         "seed", "engine", "devices", "timeout", "threads", "set",
     }  # fmt: skip
