@@ -20,7 +20,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from ... import protocol
-from ...algorithms import RULES
+from ...algorithms import RULES, ScalarRule
 from ...server.fold import WORTH as SMALL  # larger clients, side by side, are too much for a CPU's caches
 from ..experiment import Experiment, ExperimentError
 from ..world import World
@@ -153,7 +153,8 @@ def _side_by_side(world: World) -> tuple[str, float]:
     e, trainer = world.experiment, world.trainer
     rule, work = trainer.rule, 0.0
     ours = type(rule) in RULES.values() and rule.vmappable and trainer.net.is_dense
-    if e.sampled() < FEW or not (ours or rule.stackable(trainer.net)):
+    alone = isinstance(rule, ScalarRule) and rule.own  # no two steps look along the same directions
+    if e.sampled() < FEW or alone or not (ours or rule.stackable(trainer.net)):
         return "", 0.0
     with suppress(Exception):  # of a user's rule: its clients will say what is wrong
         work = trainer.flops(world.samples(0), world.asked, None)

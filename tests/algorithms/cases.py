@@ -82,6 +82,13 @@ RULES = {
     "likelihood-ratio-orthogonal": LikelihoodRatio(lr=0.1, directions=3, draws="orthogonal"),
 }
 
+# Rows whose passes are like another's, which stands for them where a test is long.
+ALIKE = {
+    "baffle-central", "spsa-dropout", "zo-sign", "zo-conserve", "fedkseed", "evolution-plain", "sparse-evolution",
+    "genetic", "consensus", "forward-gradient-projection", "likelihood-ratio-orthogonal",
+}  # fmt: skip
+DISTINCT = [name for name in RULES if name not in ALIKE]
+
 
 @cache
 def network(name):

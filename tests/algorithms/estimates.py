@@ -2,6 +2,7 @@
 
 from statistics import NormalDist
 
+import pytest
 import torch
 from cases import CLASSES, SHAPE, batch, double, leaves, nonuniform, step
 from cases import weighted_cross_entropy as cross_entropy
@@ -16,6 +17,9 @@ SMALL = {
     "mlp-gelu": Network(lambda: mlp((5,), 4, hidden=(6, 5), activation="gelu"), (5,), 4),  # 95
     "lenet": Network(lambda: lenet((1, 4, 4), 3, channels=(2, 2), activation="tanh"), (1, 4, 4), 3),  # 163
 }
+
+# All three where a test is short; where it is long, those that are much like the first with the slow tests.
+MOSTLY_SLOW = [pytest.param(name, marks=[] if name == "mlp-tanh" else pytest.mark.slow) for name in SMALL]
 
 
 def problem(rule, net, seed=0):

@@ -27,7 +27,9 @@ def world(rule="baffle", clients=20, **options):
     )
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name", ["shared", "pool drawn anew", *(pytest.param(name, marks=pytest.mark.slow) for name in ("own", "pool"))]
+)
 def test_who_joins_late_who_missed_fifty_rounds_and_who_was_always_there_hold_the_servers_model(name):
     """200 rounds of 2 of 20 clients; 1 is always there, 2 not in rounds 100 – 149, 20 joins when all is over."""
     federation, draws = Federation(world(**RULES[name])), random.Random(0)

@@ -6,7 +6,18 @@ from math import e
 import pytest
 import torch
 from cases import network
-from estimates import SMALL, assert_mean_is, digits_losses, flat, gradient, mean_cosine, planner, problem, signs
+from estimates import (
+    MOSTLY_SLOW,
+    SMALL,
+    assert_mean_is,
+    digits_losses,
+    flat,
+    gradient,
+    mean_cosine,
+    planner,
+    problem,
+    signs,
+)
 from fedforward.algorithms import Consensus, RuleError
 
 K, GROUPS = 16, 126
@@ -30,7 +41,7 @@ def estimates(name, s):
     return (c[:, :, None] * z).sum(1), -rule.sigma * z.mean(1), truth, rule
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_the_estimate_is_on_average_the_gradient_of_the_length_that_the_docstring_states(name):
     found, blind, truth, rule = estimates(name, s=0.01)
     # The mean of the particles is 0 on average, and noise: without it fewer draws are enough.
@@ -38,7 +49,7 @@ def test_the_estimate_is_on_average_the_gradient_of_the_length_that_the_docstrin
     assert blind.norm(dim=1).mean() > 10 * (found - blind).norm(dim=1).mean()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 @pytest.mark.parametrize("s", [0.3, 1.0])
 def test_the_cosine_with_the_gradient_is_the_stated_one(name, s):
     found, _, truth, _ = estimates(name, s)

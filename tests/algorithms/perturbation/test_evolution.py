@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 from cases import copied, network
-from estimates import SMALL, assert_mean_is, digits_losses, flat, gradient, mean_cosine, planner, problem, signs
+from estimates import (
+    MOSTLY_SLOW,
+    SMALL,
+    assert_mean_is,
+    digits_losses,
+    flat,
+    gradient,
+    mean_cosine,
+    planner,
+    problem,
+    signs,
+)
 from fedforward.algorithms import Evolution, Network, RuleError
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.perturbation.evolution import centred_ranks
@@ -22,7 +33,7 @@ def at(params, vector):
     return {key: part.view_as(p) for (key, p), part in zip(params.items(), parts, strict=True)}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_without_shaping_a_small_cloud_sees_the_gradient(name):
     net, rule = SMALL[name], Evolution(directions=1008, sigma=1e-5, shaping="none")
     state, b = problem(rule, net)
@@ -53,7 +64,7 @@ def test_without_shaping_a_large_cloud_sees_the_gradient_of_the_smoothed_loss():
         assert_mean_is(samples, plain)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_ranks_point_along_the_gradient_with_the_length_and_cosine_that_the_docstring_states(name):
     net, probing, rule = SMALL[name], Evolution(directions=1008, sigma=1e-4), Evolution(directions=K)
     state, b = problem(probing, net)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import NETS, SHAPE, assert_close, batch, double, leaves, network, nonuniform
-from estimates import SMALL, assert_mean_is, flat, gradient, mean_cosine, problem, signs
+from estimates import MOSTLY_SLOW, SMALL, assert_mean_is, flat, gradient, mean_cosine, problem, signs
 from fedforward.algorithms import MODELS, Backprop, Batch, ForwardGradient, Network, RuleError, State
 from fedforward.algorithms.directions import Directions, layout_of
 from fedforward.algorithms.models import mlp
@@ -57,7 +57,7 @@ def test_a_blocks_tangent_is_the_transpose_of_its_pull(name, wrt_input):
         x = a
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_the_mean_is_unbiased_and_as_near_as_theory_has_it(name):
     k, samples = 16, 2000
     rule = ForwardGradient(directions=samples)
@@ -70,7 +70,7 @@ def test_the_mean_is_unbiased_and_as_near_as_theory_has_it(name):
     assert cosine == pytest.approx(math.sqrt(k / (k + d + 1)), rel=0.1)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_the_projection_is_unbiased_and_nearer(name):
     k, (state, b), found = 16, problem(ForwardGradient(), SMALL[name]), []
     truth = gradient(state.params, b, lambda params: SMALL[name].forward(params, b.x))

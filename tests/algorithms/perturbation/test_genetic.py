@@ -7,14 +7,14 @@ import pytest
 import torch
 from cases import copied, equal, network
 from cases import weighted_cross_entropy as cross_entropy
-from estimates import SMALL, digits_losses, flat, gradient, mean_cosine, planner, problem, signs
+from estimates import MOSTLY_SLOW, SMALL, digits_losses, flat, gradient, mean_cosine, planner, problem, signs
 from fedforward.algorithms import Genetic, RuleError
 from fedforward.algorithms.seeds import Place
 
 K = 6
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_a_step_takes_the_best_child_or_keeps_the_elite(name):
     net, kept = SMALL[name], 0
     for seed in range(10):
@@ -35,7 +35,7 @@ def test_a_step_takes_the_best_child_or_keeps_the_elite(name):
     assert 0 < kept < 30
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_the_best_of_many_small_mutations_goes_as_far_downhill_as_the_largest_of_many_normal_numbers(name):
     # Its cosine with −g is that of the steepest of K random directions: E max of K normal numbers, over √d.
     net, k, lr, found = SMALL[name], 12, 1e-5, []

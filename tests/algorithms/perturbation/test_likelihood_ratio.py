@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import CLASSES, SHAPE, batch, copied, descent, double, leaves, step
 from cases import weighted_cross_entropy as cross_entropy
-from estimates import SMALL, assert_mean_is, flat, gradient, mean_cosine, problem
+from estimates import MOSTLY_SLOW, SMALL, assert_mean_is, flat, gradient, mean_cosine, problem
 from fedforward.algorithms import Batch, LikelihoodRatio, Network, RuleError
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.seeds import Place
@@ -30,7 +30,7 @@ def gradients_of_steps(rule, net, state, b, steps):
 
 
 @pytest.mark.parametrize("draws", ["independent", "orthogonal"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_the_estimate_is_unbiased_of_every_block(name, draws):
     net, rule = SMALL[name], replace(PLAIN, directions=16, sigma=1e-5, draws=draws)  # no bias to speak of
     state, b = problem(rule, net)

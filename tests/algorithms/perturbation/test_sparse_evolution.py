@@ -3,7 +3,18 @@
 import pytest
 import torch
 from cases import assert_close, copied, equal, network
-from estimates import SMALL, assert_mean_is, digits_losses, flat, gradient, mean_cosine, planner, problem, signs
+from estimates import (
+    MOSTLY_SLOW,
+    SMALL,
+    assert_mean_is,
+    digits_losses,
+    flat,
+    gradient,
+    mean_cosine,
+    planner,
+    problem,
+    signs,
+)
 from fedforward.algorithms import Evolution, RuleError, SparseEvolution, State
 from fedforward.algorithms.directions import Directions
 from fedforward.algorithms.perturbation.sparse_evolution import prune, pruned
@@ -18,7 +29,7 @@ def left(params):
     return flat({key: p != 0 if p.dim() > 1 else torch.ones_like(p, dtype=torch.bool) for key, p in params.items()})
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_the_estimate_is_the_gradient_of_what_is_left_and_as_near_as_if_that_were_all(name):
     net, rule = SMALL[name], SparseEvolution(directions=COUNT, sigma=1e-5, shaping="none")
     state, b = problem(rule, net)

@@ -5,11 +5,11 @@ from math import pi
 import pytest
 import torch
 from cases import copied, network
-from estimates import SMALL, digits_losses, gradient, mean_cosine, planner, problem, signs
+from estimates import MOSTLY_SLOW, SMALL, digits_losses, gradient, mean_cosine, planner, problem, signs
 from fedforward.algorithms import SPSA, State, ZOSign
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_it_points_along_the_gradient_with_the_length_and_cosine_that_the_docstring_states(name):
     net, count, k = SMALL[name], 1008, 16
     rule = ZOSign(directions=count, sigma=1e-5)

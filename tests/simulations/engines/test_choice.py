@@ -47,6 +47,8 @@ def test_batches_of_clients_by_the_experiment_and_no_clock(machine):
         machine(cores=2, alone=alone)
         assert choose(small_world(**scalars)).engine == "cohort"
         assert choose(small_world(**scalars, clients_per_round=4)).engine != "cohort"
+        own = scalars | {"set": {"rule": {"directions": 2, "own": True}}}
+        assert choose(small_world(**own)).engine != "cohort"
         convolutions = scalars | {"set": scalars["set"] | {"model": {"channels": [2]}}}
         assert choose(small_world(model="lenet", **convolutions)).engine != "cohort"
 
