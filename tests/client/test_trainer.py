@@ -57,7 +57,7 @@ def fit(rule, train=None, *, net="mlp", seed=0, client=0, trainer=None, **change
     return trainer.fit(trainer.initial_params(), train, TEST, client, replace(ASSIGNED, **changes))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", DISTINCT)
 def test_the_same_place_gives_the_same_bits_and_the_same_costs(rule):
     rule = RULES[rule]
     first, second = fit(rule, lr=rule.lr), fit(rule, lr=rule.lr)

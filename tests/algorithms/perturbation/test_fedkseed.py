@@ -84,6 +84,7 @@ def test_it_needs_what_spsa_needs_and_sends_one_number_a_step():
     assert ours.peak == plans.forward(64).peak + 8
 
 
+@pytest.mark.slow  # as spsa's
 def test_a_hundred_steps_on_the_digits_take_a_sixth_off_the_loss():
     losses = digits_losses(FedKSeed(lr=0.06, directions=16), network("mlp-tanh"), 100)
     assert losses[0] > 2.2 and losses[-1] < 5 / 6 * losses[0]

@@ -170,7 +170,7 @@ def test_directions_cost_passes_and_no_memory():
     assert plan.flops == 100 * 2 * 32 * (2 * first + 3 * others) and plan.forward_flops == 2 * 32 * (first + others)
 
 
-@pytest.mark.parametrize("combine", ["mean", "projection"])
+@pytest.mark.parametrize("combine", ["mean", pytest.param("projection", marks=pytest.mark.slow)])
 def test_sixty_steps_on_the_digits_halve_the_loss(combine):
     rule, net = ForwardGradient(lr=0.2, combine=combine), network("mlp-tanh")  # 2,130 parameters: η √(d/K) = 1.6
     x, y = (torch.from_numpy(a[:200]) for a in load_digits(return_X_y=True))

@@ -130,7 +130,7 @@ def test_dropout_costs_a_hidden_output_and_its_mask():
     assert plans.step(SPSA(dropout=0.1), size).peak == held + (4 + 1 + 4) * size * 200 + 8
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_a_hundred_steps_on_the_digits_take_a_sixth_off_the_loss(dropout):
     rule, net = SPSA(lr=0.06, directions=16, dropout=dropout), network("mlp-tanh")  # 2,130 parameters: η √(d/K) = 0.7
     losses = digits_losses(rule, net, 100)

@@ -47,6 +47,7 @@ def test_it_needs_what_spsa_needs():
     assert plans.step(ZOSign(), 64).peak == plans.step(SPSA(), 64).peak == plans.forward(64).peak + 8
 
 
+@pytest.mark.slow
 def test_a_hundred_steps_on_the_digits_take_a_sixth_off_the_loss():
     losses = digits_losses(ZOSign(lr=0.05, directions=16), network("mlp-tanh"), 100)
     assert losses[0] > 2.2 and losses[-1] < 5 / 6 * losses[0]
