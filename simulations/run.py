@@ -18,7 +18,7 @@ from pathlib import Path
 import flwr
 import numpy as np
 import torch
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context
 
 from .. import __version__
 from ..server.checkpoint import load as load_checkpoint
@@ -54,6 +54,7 @@ def start(experiment: Experiment, runs: Path = RUNS) -> tuple[World, Path]:
             f"{folder} exists: choose another --name, or go on with it by `fedforward run --resume {folder}`"
         )
     world = build(experiment)
+    world.initial()
     if experiment.engine == "auto":  # recorded as chosen, since the last bits of a cohort's numbers are its own
         choice = choose(world)
         devices = choice.named() if choice.engine == "cohort" else experiment.devices
@@ -191,7 +192,9 @@ def _make(folder: Path, experiment: Experiment) -> None:
 def _job(world: World, folder: Path, observer: Observer | None) -> Job:
     records = Records(folder, delay=COMMIT_SECONDS)
     records.go_on()
-    return Job(world.plan(), world.strategy(), world.initial(), world.evaluate, records, observer, world.complete)
+    begun = records.last_round() >= 0  # it goes on from its checkpoint
+    initial = ArrayRecord() if begun else world.initial()
+    return Job(world.plan(), world.strategy(), initial, world.evaluate, records, observer, world.complete)
 
 
 def _check_checkpoint(folder: Path, records: Records) -> None:

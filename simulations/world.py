@@ -60,7 +60,6 @@ class World:
     partitions: Sequence[torch.Tensor]  # rows of the training data, one tensor a client, perhaps made when asked for
     devices: Sequence[Device]  # one a client; empty: without limits
     chosen: str = ""  # why its engine was chosen, if it was
-    begin: ArrayRecord | None = None  # the initial model, if another than the trainer's
 
     @cached_property
     def client(self) -> Callable[[int], Client]:
@@ -80,8 +79,13 @@ class World:
         return learned(held, self.experiment.holdout)
 
     def initial(self) -> ArrayRecord:
-        """Return the initial model as the server sends it."""
-        return self.begin or protocol.encode_params(self.trainer.initial(self.trainer.rule).params)
+        """Return the initial model as the server sends it.
+
+        Raises:
+            ExperimentError: if it is that of another run, and that is not there: a node need not have it.
+        """
+        params = self.trainer.initial(self.trainer.rule).params
+        return build_initial(self.experiment, params) if self.experiment.init else protocol.encode_params(params)
 
     def evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return (loss, accuracy) of a model on the server's test set."""
@@ -200,8 +204,7 @@ def build(experiment: Experiment) -> World:
         )  # fmt: skip
         trainer.evaluate(trainer.initial_params(), data.test.subset(torch.arange(min(1, len(data.test)))))
     devices = devices_of(experiment.fleet, experiment.clients, experiment.seed)
-    begin = build_initial(experiment, trainer.initial(rule).params) if experiment.init else None
-    world = World(experiment, trainer, data, build_partitions(experiment, data), devices, begin=begin)
+    world = World(experiment, trainer, data, build_partitions(experiment, data), devices)
     with blamed_on(f"strategy '{experiment.strategy}'"):
         checkpoint.freeze(world.strategy())
         if world.asked.projection:

@@ -22,6 +22,9 @@ from .spsa import SPSA
 class FedKSeed(SPSA):
     """SPSA inside the span of a pool: a replica that comes late needs P numbers, however many steps it has missed.
 
+    In this house the method is a wire more than a rule: its steps are `spsa`'s with `own` and a `pool`, any rule of
+    scalars may have these, and the ledger that makes K numbers of a run is the pool's (`algorithms.ledger`).
+
     Stores and costs what SPSA does; a step sends 4 bytes.
 
     Steps stay in a subspace of P of the d dimensions. Of a gradient in no preferred direction that holds the share

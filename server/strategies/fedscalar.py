@@ -158,16 +158,24 @@ class FedScalar(FedAvg):
                 self.held.pop(node, None)
             return None
         try:
-            reason = self._objection(*protocol.scalars_of(reply), protocol.measured(reply)["steps"])
+            measured = protocol.measured(reply)
+            numbers = [float(measured[name]) for name in ("steps", self.weighted_by_key, protocol.PARTITION)]
+            reason = self._objection(*protocol.scalars_of(reply), *numbers)
         except Garbled as error:
             reason = str(error)
+        except (KeyError, TypeError, ValueError):
+            reason = "it does not say how many steps and samples there were"
         if reason:
             self.held.pop(node, None)
         else:
             self.held[node] = self._round - 1
         return reason and f"answer refused: {reason}"
 
-    def _objection(self, server_round: int, found_at: bytes, scalars: Tensor, steps: float) -> str | None:
+    def _objection(
+        self, server_round: int, found_at: bytes, scalars: Tensor, steps: float, samples: float, client: float
+    ) -> str | None:
+        if not (steps >= 1 and 0 < samples < math.inf and 0 <= client < 2**31):  # neither is a number that is none
+            return f"client {client:g} cannot have taken {steps:g} steps on {samples:g} samples"
         if server_round != self._round:
             return f"it answers round {server_round}"
         if found_at != UNSAID and found_at != self._fingerprint():

@@ -5,6 +5,7 @@ A new rule is tested against every promise of the contract on the day its row is
 
 from functools import cache, partial
 
+import pytest
 import torch
 from fedforward.algorithms import (
     DFA,
@@ -82,12 +83,16 @@ RULES = {
     "likelihood-ratio-orthogonal": LikelihoodRatio(lr=0.1, directions=3, draws="orthogonal"),
 }
 
-# Rows whose passes are like another's, which stands for them where a test is long.
+# Rows whose passes are like another's: where a test is long, theirs are slow ones.
 ALIKE = {
-    "baffle-central", "spsa-dropout", "zo-sign", "zo-conserve", "fedkseed", "evolution-plain", "sparse-evolution",
+    "spsa-dropout", "zo-sign", "zo-conserve", "fedkseed", "evolution-plain", "sparse-evolution",
     "genetic", "consensus", "forward-gradient-projection", "likelihood-ratio-orthogonal",
 }  # fmt: skip
-DISTINCT = [name for name in RULES if name not in ALIKE]
+
+
+def mostly(names):
+    """Return names of rules to parametrise a long test by: those that are alike with the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in names]
 
 
 @cache

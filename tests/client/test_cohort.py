@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from cases import ALIKE, CLASSES, SHAPE, assert_close, equal, network
+from cases import CLASSES, SHAPE, assert_close, equal, mostly, network
 from fedforward import algorithms
 from fedforward.algorithms import (
     DFA,
@@ -104,7 +104,7 @@ def assert_as_alone(trainer, members, todo=ASSIGNED, at_once=10):
 
 
 @pytest.mark.parametrize("net", ["mlp", "lenet"])
-@pytest.mark.parametrize("rule", [name for name in RULES if name not in ALIKE or name == "consensus"])
+@pytest.mark.parametrize("rule", mostly(RULES))
 def test_ragged_clients_learn_and_report_what_they_would_alone(rule, net):
     rule = RULES[rule]
     assert rule.vmappable

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import ALIKE, DISTINCT
+from cases import ALIKE, mostly
 from cases import RULES as VARIANTS
 from cases import network as small_network
 from fedforward import protocol
@@ -19,7 +19,11 @@ from fedforward.scalar_wire import News, Terms
 from flwr.app import ConfigRecord
 
 SHAPES = {"mlp": (1, 28, 28), "lenet": (1, 28, 28), "cnn": (3, 32, 32)}
-ALL = [(rule, model) for rule in RULES for model in SHAPES if model == "mlp" or rule not in ALIKE]
+ALL = [
+    pytest.param(rule, model, marks=[pytest.mark.slow] * (rule in ALIKE and model != "mlp"))
+    for rule in RULES
+    for model in SHAPES
+]
 
 
 def network(name):
@@ -27,8 +31,8 @@ def network(name):
 
 
 def few(rule):
-    """Return the rule, if it tries directions with three of them: the many are another test's."""
-    return replace(rule, directions=3) if hasattr(rule, "directions") else rule
+    """Return the rule, if it tries directions with five of them: the many are another test's."""
+    return replace(rule, directions=5) if hasattr(rule, "directions") else rule
 
 
 def real_step(rule, net, size, micro=0, *, anchored=False, budget=None, state=None):
@@ -75,8 +79,8 @@ def test_the_planned_peak_is_the_real_one_and_budgets_bind_at_it(rule, model, si
         gc.enable()
 
 
-@pytest.mark.parametrize("micro", [1, 3, 8])
-@pytest.mark.parametrize("rule", [name for name in DISTINCT if not VARIANTS[name].unsplittable])
+@pytest.mark.parametrize("micro", [1, 3, 5, 8, 9])
+@pytest.mark.parametrize("rule", mostly(name for name, rule in VARIANTS.items() if not rule.unsplittable))
 def test_a_batch_in_parts_is_planned_as_it_runs(rule, micro):
     rule, net = VARIANTS[rule], small_network("lenet")
     assert same(Planner(net).step(rule, 8, micro), real_step(rule, net, 8, micro))

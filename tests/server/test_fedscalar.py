@@ -97,6 +97,22 @@ def of_another_model(reply):
     return altered(reply, encode_answer(values, server_round, b"otherone"))
 
 
+def saying(**metrics):
+    def alter(reply):
+        (record,) = reply.content.metric_records.values()
+        for name, value in metrics.items():
+            record[name.replace("_", "-")] = value
+        return reply
+
+    return alter
+
+
+def silent(reply):
+    (record,) = reply.content.metric_records.values()
+    del record["steps"]
+    return reply
+
+
 def without(reply):
     del reply.content[protocol.SCALARS]
     return reply
@@ -110,6 +126,10 @@ CORRUPT = {
     "too few": (with_scalars(lambda values: values[:-1]), "5 scalars, where 2 steps give 6"),
     "of another model": (of_another_model, "another model"),
     "none": (without, "no scalars"),
+    "of no steps": (lambda reply: with_scalars(lambda values: values[:0])(saying(steps=0.0)(reply)), "taken 0 steps"),
+    "of samples that are no number": (saying(num_examples=float("nan")), "on nan samples"),
+    "of no client": (saying(partition_id=1e12), "client 1e+12 cannot have"),
+    "without steps": (silent, "does not say how many steps"),
 }
 
 

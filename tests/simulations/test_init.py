@@ -4,6 +4,7 @@ import pytest
 from fedforward.server.records import read_run
 from fedforward.simulations.experiment import Experiment, ExperimentError
 from fedforward.simulations.run import execute, start
+from fedforward.simulations.world import build
 
 COMMON = {"clients": 5, "batch_size": 32, "set": {"model": {"hidden": [32]}}}
 
@@ -41,3 +42,10 @@ def test_a_run_that_is_none_and_a_model_of_another_shape_are_refused(pretrained,
     wide = {"model": {"hidden": [33]}}
     with pytest.raises(ExperimentError, match="use the same --model"):
         start(Experiment(**COMMON | {"set": wide}, rule="backprop", init=str(pretrained[0])), tmp_path)
+
+
+def test_a_node_needs_no_folder_of_the_run_that_the_server_begins_with(tmp_path):
+    world = build(Experiment(**COMMON, rule="spsa", init=str(tmp_path / "elsewhere")))  # as every node makes it
+    assert world.client(0).trainer is world.trainer
+    with pytest.raises(ExperimentError, match="holds no run"):
+        world.initial()
