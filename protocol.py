@@ -35,11 +35,7 @@ TRAIN_METRICS = (  # of a train reply, in this order
     PARTITION, SAMPLES, "steps", "batch", "loss", "accuracy", "accuracy-before", "accuracy-after",
     "peak-bytes", "fit", "flops", "seconds",
 )  # fmt: skip
-FIT = (
-    "micro-batch",
-    "chunk",
-    "rank",
-)  # the numbers of "fit": how a step was made to fit its device
+FIT = ("micro-batch", "abreast", "chunk", "rank")  # the numbers of "fit": how a step was made to fit its device
 EVALUATE_METRICS = (PARTITION, SAMPLES, "loss", "accuracy")
 
 

@@ -12,7 +12,7 @@ memory. Adding c·z with z = ±1 rounds once, fused or not, so an update replays
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -124,9 +124,14 @@ class Directions:
                 products[k] += used.sum() - 2.0 * np.bitwise_count(words ^ words[k]).sum(1)
         return products
 
-    def each(self, count: int) -> Iterable[int]:
-        """Return k = 0 … count − 1: a loop over directions asks here, so that a plan can make it short."""
-        return range(count)
+    def groups(self, count: int, abreast: int) -> Iterator[range]:
+        """Yield k = 0 … count − 1, so many at a time: loops over directions ask here, that a plan can make short."""
+        for start in range(0, count, abreast):
+            yield range(start, min(start + abreast, count))
+
+    def each(self, count: int) -> Iterator[int]:
+        """Yield k = 0 … count − 1, one at a time."""
+        return (group.start for group in self.groups(count, 1))
 
     def visited(self, groups: list[list[Part]]) -> list[list[Part]]:
         """Return the groups of slices that are drawn: all of them, but in a plan."""

@@ -184,6 +184,8 @@ class ScalarRule(Rule):
         weight_decay: L2 penalty, likewise.
         chunk: parameters perturbed at a time, about 10 bytes each (signs, their bits, a product);
             changes no bit of the result.
+        abreast: directions looked along at once, as one batched program, as far as a device's budget allows; each
+            takes a copy of the parameters and of a pass's activations. The same numbers within rounding.
     """
 
     exchange: ClassVar[Literal["weights", "scalars"]] = "scalars"
@@ -197,10 +199,11 @@ class ScalarRule(Rule):
     momentum: float = 0.0
     weight_decay: float = 0.0
     chunk: int = 4096
+    abreast: int = 1
 
     def __post_init__(self) -> None:
-        if self.directions < 1 or self.chunk < 1:
-            raise RuleError(f"{self.name or type(self).__name__} needs directions ≥ 1 and chunk ≥ 1")
+        if self.directions < 1 or self.chunk < 1 or self.abreast < 1:
+            raise RuleError(f"{self.name or type(self).__name__} needs directions, chunk and abreast ≥ 1")
         if self.pool and not self.linear:
             raise RuleError(f"{self.name} does more with directions than add them up: it cannot have a pool of them")
         if self.pool and self.pool < self.directions:

@@ -105,7 +105,7 @@ def trained(message: Message, partition: int, report: Report, seconds: float, fo
         "accuracy-before": report.accuracy_before,
         "accuracy-after": report.accuracy_after,
         "peak-bytes": report.fit.peak,
-        "fit": (report.fit.micro_batch, report.fit.chunk, report.fit.rank),
+        "fit": (report.fit.micro_batch, report.fit.abreast, report.fit.chunk, report.fit.rank),
         "flops": report.flops,
         "seconds": seconds,
     }

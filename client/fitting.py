@@ -1,8 +1,8 @@
 """How a training step is made to fit a budget.
 
-A step that needs too much is changed in ways that leave the update what it is, in this order: smaller slices of random
-directions, then parts of the batch whose gradients add up, then, if a ladder of rules is given, another rule. What does
-not fit even then is refused before it runs.
+A step that needs too much is changed in ways that leave the update what it is, in this order: fewer directions abreast,
+then smaller slices of them, then parts of the batch whose gradients add up, then, if a ladder of rules is given,
+another rule. What does not fit even then is refused before it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Fit:
     """How a client trains.
 
     Attributes:
-        rule: with the chunk that fits.
+        rule: with the chunk, and the directions abreast, that fit.
         rank: 0 for the experiment's own rule, else its place in `algorithms.LADDER`, from 1.
         batch: samples in a step.
         micro_batch: samples in a part of it; 0 takes the batch whole.
@@ -41,6 +41,11 @@ class Fit:
     plan: MemoryPlan
     evaluation_batch: int
     peak: int
+
+    @property
+    def abreast(self) -> int:
+        """Directions looked along at once; 0 for a rule without."""
+        return getattr(self.rule, "abreast", 0)
 
     @property
     def chunk(self) -> int:
@@ -113,7 +118,7 @@ class _Way:
 
     def smallest(self) -> _Way:
         """Return the way that needs least: the smallest slices, and single samples if that is less than the batch."""
-        way = self._with_chunk(BLOCK)
+        way = self._with(chunk=BLOCK, abreast=1)
         single = way if way.rule.unsplittable or self.batch == 1 else replace(way, micro_batch=1)
         return min(way, single, key=lambda each: each.plan().peak)
 
@@ -121,7 +126,11 @@ class _Way:
         """Return the way nearest to this one that fits `budget` bytes, or None."""
         if self.fits(budget):
             return self
-        way = self._with_chunk(BLOCK)
+        if (most := getattr(self.rule, "abreast", 1)) > 1:
+            if not self._with(abreast=1).fits(budget):
+                return self._with(abreast=1).within(budget)
+            return self._with(abreast=_largest(1, most, lambda n: self._with(abreast=n).fits(budget)))
+        way = self._with(chunk=BLOCK)
         if not way.fits(budget):
             if way.rule.unsplittable or self.batch == 1 or not replace(way, micro_batch=1).fits(budget):
                 return None
@@ -130,11 +139,13 @@ class _Way:
             way = replace(way, micro_batch=size)
         if not hasattr(self.rule, "chunk"):
             return way
-        blocks = _largest(1, max(self.rule.chunk // BLOCK, 1), lambda n: way._with_chunk(n * BLOCK).fits(budget))
-        return way._with_chunk(blocks * BLOCK)
+        blocks = _largest(1, max(self.rule.chunk // BLOCK, 1), lambda n: way._with(chunk=n * BLOCK).fits(budget))
+        return way._with(chunk=blocks * BLOCK)
 
-    def _with_chunk(self, chunk: int) -> _Way:
-        return replace(self, rule=replace(self.rule, chunk=chunk)) if hasattr(self.rule, "chunk") else self
+    def _with(self, **options: int) -> _Way:
+        """Return this way with options of its rule changed, of those that the rule has."""
+        known = {name: value for name, value in options.items() if hasattr(self.rule, name)}
+        return replace(self, rule=replace(self.rule, **known))
 
 
 def evaluation_batch(planner: Planner, rule: Rule, limit: int) -> int:

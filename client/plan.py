@@ -186,18 +186,19 @@ class Planner:
 
 @dataclass(frozen=True, kw_only=True)
 class _DryDirections(Directions):
-    """Directions of which a step sees the first two, and of these the slices that need most memory."""
+    """Directions of which a step sees the first two groups, and of these the slices that need most memory."""
 
     meter: PeakMemory
 
-    def each(self, count: int) -> Iterator[int]:
-        """Yield 0 and 1; the other directions cost what the second does."""
-        flops = []
-        for k in range(min(count, 2)):
-            flops.append(self.meter.flops)
-            yield k
-        if count > 2:
-            self.meter.flops += (count - 2) * (self.meter.flops - flops[1])
+    def groups(self, count: int, abreast: int) -> Iterator[range]:
+        """Yield two full groups, of which the others cost what the second does, and what is left of the directions."""
+        groups, full = list(super().groups(count, abreast)), count // abreast
+        for i, group in enumerate(groups):
+            if i < 2 or i == full:
+                before = self.meter.flops
+                yield group
+            if i == 1 and full > 2:
+                self.meter.flops += (full - 2) * (self.meter.flops - before)
 
     def visited(self, groups: list[list[Part]]) -> list[list[Part]]:
         """Return the groups with most signs, and with most signs and products of signs together."""

@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS rounds (
 );
 CREATE TABLE IF NOT EXISTS clients (
     round INTEGER, client INTEGER, device TEXT, rule TEXT, status TEXT, reason TEXT,
-    samples INTEGER, steps INTEGER, batch INTEGER, micro_batch INTEGER, chunk INTEGER,
+    samples INTEGER, steps INTEGER, batch INTEGER, micro_batch INTEGER, abreast INTEGER, chunk INTEGER,
     fit TEXT, loss REAL, train_accuracy REAL, accuracy_before REAL, accuracy_after REAL,
     budget_bytes INTEGER, peak_bytes INTEGER, parameters_bytes INTEGER, state_bytes INTEGER, optimizer_bytes INTEGER,
     gradients_bytes INTEGER, batch_bytes INTEGER, activations_bytes INTEGER, audited INTEGER, flops INTEGER,
@@ -299,7 +299,7 @@ def read_run(folder: Path) -> Run:
             runs = pd.read_sql("SELECT * FROM runs WHERE status IS NOT NULL AND experiment IS NOT NULL", db)
     except (sqlite3.Error, pd.errors.DatabaseError):
         raise NotARun(f"{folder} holds no run of this program: its {DATABASE} is another's, or broken") from None
-    if missing := {"fit", "device"} - set(tables["clients"].columns):
+    if missing := {"fit", "device", "abreast"} - set(tables["clients"].columns):
         raise NotARun(f"{folder} was written by an earlier version, without {', '.join(sorted(missing))}: run it again")
     info = runs.to_dict("records")
     return Run(folder, info[0] if info else {}, **tables)

@@ -48,11 +48,12 @@ def answer_columns(reply: Message | None, rule: str, refused: str | None = None)
     if refused:
         return {"status": "failed", "reason": refused, "bytes_up": payload, "wire_up": wire}
     metrics = protocol.measured(reply)
-    micro_batch, chunk, rank = map(int, metrics["fit"])
+    micro_batch, abreast, chunk, rank = map(int, metrics["fit"])
     return {
         "status": "ok",
         "rule": LADDER[rank - 1] if rank else rule,
         "micro_batch": micro_batch,
+        "abreast": abreast,
         "chunk": chunk,
         "samples": int(metrics[protocol.SAMPLES]),
         "loss": number(metrics["loss"]),

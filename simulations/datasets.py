@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..algorithms.seeds import Purpose, generator
 from .cache import Source, fingerprint
@@ -97,6 +98,7 @@ def load(
     limit: int | None = None,
     standardize: bool = False,
     rotate: int = 0,
+    resize: int = 0,
 ) -> DataSet:
     """Load a data set; a second call with the same arguments and unchanged files is free.
 
@@ -115,6 +117,7 @@ def load(
         seed: run seed; decides the test split that is cut and the rows that `limit` keeps.
         limit: keep this many random training rows; None keeps all. The test split stays whole.
         rotate: turn images counterclockwise by 90, 180 or 270 degrees: another task for the same network.
+        resize: make images this many pixels wide and high, with an antialiased bilinear filter; 0 leaves them.
         standardize: bring images or vectors to mean 0 and deviation 1, of all values of the train split together.
 
     Raises:
@@ -126,7 +129,9 @@ def load(
     stamp = "" if path is None else fingerprint([path] if path.is_file() else path.rglob("*"))
     if rotate not in (0, 90, 180, 270):
         raise DataError(f"rotate={rotate} is no quarter turn: use 90, 180 or 270")
-    options = image, label, negative, tuple(drop), float(test_fraction), seed, limit, standardize, rotate
+    if resize < 0:
+        raise DataError(f"resize={resize} is no width of an image: use pixels, such as 14")
+    options = image, label, negative, tuple(drop), float(test_fraction), seed, limit, standardize, rotate, resize
     return _load(name, path, stamp, *options)
 
 
@@ -191,7 +196,9 @@ def learned(samples: int, holdout: float) -> int:
 
 
 @lru_cache(maxsize=8)
-def _load(name, path, stamp, image, label, negative, drop, test_fraction, seed, limit, standardize, rotate) -> DataSet:
+def _load(
+    name, path, stamp, image, label, negative, drop, test_fraction, seed, limit, standardize, rotate, resize
+) -> DataSet:
     """Do the work of `load`; `stamp` is there to notice files that have changed."""
     found = source(name, path, stamp, image, label)
     title = name if path is None else path.name.removesuffix(".npz")
@@ -203,9 +210,11 @@ def _load(name, path, stamp, image, label, negative, drop, test_fraction, seed, 
     if not len(test):
         train, test = _cut(y, test_fraction, seed)
     x = _features(columns, train) if found.x is None else found.x
-    if rotate and x.ndim != 4:
-        raise DataError(f"rotate turns images, and a sample here has shape {x.shape[1:]}: leave it out")
+    for asked, change in ((rotate, "rotate turns"), (resize, "resize scales")):
+        if asked and x.ndim != 4:
+            raise DataError(f"{change} images, and a sample here has shape {x.shape[1:]}: leave it out")
     x = np.ascontiguousarray(np.rot90(x, rotate // 90, axes=(2, 3))) if rotate else x
+    x = _resized(x, resize) if resize else x
     if unseen := len(np.setdiff1d(y[test], y[train])):
         log.warning("%s: %d of %d classes occur in the test split alone and cannot be learned", title, unseen, classes)
     if limit is not None and limit < len(train):
@@ -215,6 +224,16 @@ def _load(name, path, stamp, image, label, negative, drop, test_fraction, seed, 
     views = [Samples(*tensors, torch.from_numpy(rows), *unit) for rows in (train, test)]
     columns = {column: values[train] for column, values in columns.items()}
     return DataSet(title, *views, classes, tuple(x.shape[1:]), columns)
+
+
+def _resized(x: np.ndarray, size: int) -> np.ndarray:
+    """Return images (N, C, H, W) as (N, C, size, size) of the same type, in slices."""
+    made = np.empty((*x.shape[:2], size, size), x.dtype)
+    for start in range(0, len(x), 1000):
+        images = torch.from_numpy(x[start : start + 1000])
+        scaled = interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+        made[start : start + 1000] = scaled if images.is_floating_point() else scaled.round_()
+    return made
 
 
 def _unit(x: torch.Tensor, train: np.ndarray, scale: float) -> tuple[float, float]:

@@ -119,9 +119,8 @@ class World:
             try:
                 with blamed_on(f"rule '{self.experiment.rule}'"):
                     fit = self.trainer.fit_to(samples, self.asked, device.budget)
-                words = self.changes(
-                    self.experiment.rule if not fit.rank else fit.rule.name, fit.micro_batch, fit.chunk
-                )
+                rule = fit.rule.name if fit.rank else self.experiment.rule
+                words = self.changes(rule, fit.micro_batch, fit.abreast, fit.chunk)
                 found.append(Admission(clients, device, fit, words))
             except OverBudget as error:
                 found.append(Admission(clients, device, None, f"over budget: {error}"))
@@ -133,14 +132,15 @@ class World:
             return Counter({(self.samples(0), device): clients for device, clients in self.devices.counts.items()})
         return Counter((self.samples(index), device) for index, device in enumerate(self.devices))
 
-    def changes(self, rule: str, micro_batch: int, chunk: int) -> str:
-        """Return in words what a client changed to fit its device: rule, batch parts, slices of directions."""
+    def changes(self, rule: str, micro_batch: int, abreast: int, chunk: int) -> str:
+        """Return in words what a client changed to fit its device: rule, batch parts, directions at a time, slices."""
         asked = self.experiment
         said = [f"rule {rule}"] if rule != asked.rule else []
         said += [f"parts of {micro_batch}"] if micro_batch not in (0, asked.micro_batch) else []
         rules = {each.name: each for each in self.trainer.ladder}
-        own = getattr(rules.get(rule, self.trainer.rule), "chunk", 0)
-        said += [f"slices of {chunk}"] if chunk < own else []
+        own = rules.get(rule, self.trainer.rule)
+        said += [f"{abreast} abreast"] if abreast < getattr(own, "abreast", 0) else []
+        said += [f"slices of {chunk}"] if chunk < getattr(own, "chunk", 0) else []
         return ", ".join(said) or AS_ASKED
 
     def complete(self, server_round: int, row: Row) -> Row:
@@ -151,7 +151,7 @@ class World:
         if device:
             known |= {"device": device.name, "budget_bytes": device.budget}
         if row["status"] == "ok":
-            known["fit"] = self.changes(row["rule"], row["micro_batch"], row["chunk"])
+            known["fit"] = self.changes(row["rule"], row["micro_batch"], row["abreast"], row["chunk"])
             known |= {f"{part}_bytes": n for part, n in self._step_plan(row).parts.items()}
             if device:
                 known["simulated_seconds"] = device.seconds(row["flops"], row["bytes_down"], row["bytes_up"])
@@ -161,8 +161,8 @@ class World:
         """Return the plan of the step that a client's row speaks of."""
         trainer, todo = self.trainer, self.asked
         rule = next((rule for rule in trainer.ladder if rule.name == row["rule"]), trainer.rule)
-        if row["chunk"]:
-            rule = dataclasses.replace(rule, chunk=row["chunk"])
+        known = {name: row[name] for name in ("abreast", "chunk") if row[name]}
+        rule = dataclasses.replace(rule, **known)
         return trainer.planner.step(rule, row["batch"], row["micro_batch"], anchored=todo.anchored)
 
     @cached_property

@@ -9,7 +9,7 @@ from fedforward import protocol
 from fedforward.simulations.engines.local import assume_identity
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-METRICS = dict.fromkeys(protocol.TRAIN_METRICS, 1.5) | {"fit": [0, 4096, 1]}
+METRICS = dict.fromkeys(protocol.TRAIN_METRICS, 1.5) | {"fit": [0, 1, 4096, 1]}
 
 
 def params(*shapes, dtype=torch.float32):
@@ -58,7 +58,7 @@ def test_a_scalar_reply_costs_four_bytes_a_number_and_a_constant(n):
     reply = protocol.train_reply(protocol.Trained({}, torch.randn(n), METRICS, round=3))
     constant = protocol.scalar_uplink_bytes(0)
     assert protocol.payload_bytes(reply) == protocol.scalar_uplink_bytes(n) == 4 * n + constant
-    assert constant == 16 + len("values") + sum(len(name) + 8 for name in protocol.TRAIN_METRICS) + 2 * 8 < 250
+    assert constant == 16 + len("values") + sum(len(name) + 8 for name in protocol.TRAIN_METRICS) + 3 * 8 < 250
     assert protocol.ARRAYS not in reply
 
 
@@ -66,7 +66,7 @@ def test_a_weight_reply_costs_its_values_and_keys():
     model = params((30, 20), (20,))
     reply = protocol.train_reply(protocol.Trained(model, None, METRICS))
     arrays = sum(len(array.data) + len(key) for key, array in reply[protocol.ARRAYS].items())
-    metrics = sum(len(name) + 8 for name in protocol.TRAIN_METRICS) + 2 * 8  # "fit" has three numbers
+    metrics = sum(len(name) + 8 for name in protocol.TRAIN_METRICS) + 3 * 8  # "fit" has four numbers
     assert protocol.payload_bytes(reply) == arrays + metrics == protocol.model_uplink_bytes(model)
     assert arrays - 4 * 620 < 2 * (128 + len("0.weight")) + 1  # NumPy's header and the key, for each array
     assert protocol.only({"anything": 3}) == 3

@@ -18,7 +18,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, RuleError, ScalarRule, State, Stats, cross_entropy
+from ..rule import Batch, RuleError, ScalarRule, State, Stats
+from .losses import loss_at, losses_along
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Baffle(ScalarRule):
     """Finite differences of the loss along shared sign directions.
 
     Stores during a step: what inference stores, or what a slice of signs needs if that is more. Parameters are
-    perturbed in place, slice by slice, and put back the same way, which leaves them within a few units in the last
-    place of where they were; a client that goes on from its own copy should take the server's next model or
-    replay the scalars.
+    perturbed in place, slice by slice, and put back the same way, which leaves them within two units in the last place
+    of |w| + σ (central: 3/2 for each direction, as `spsa`); a client that goes on from its own copy should take the
+    server's next model or replay the scalars.
 
     Departs from the paper: directions are signs, not Gaussian (lower variance, and the same bits on every machine);
     clients share them, as the protocol says, unless `own`, as the released code has it; plain SGD where the code has
@@ -62,20 +63,13 @@ class Baffle(ScalarRule):
 
     def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return the K loss differences over σ; stats are of the network at w (central: w − σ z_K, the last seen)."""
-        params, directions, central = state.params, batch.draws, self.scheme == "central"
+        scalars, central = batch.weight.new_zeros(self.directions), self.scheme == "central"
         if not central:
-            origin, stats = cross_entropy(net.forward(params, batch.x), batch)
-        scalars = batch.weight.new_zeros(self.directions)
-        for k in directions.each(self.directions):
-            directions.add(params, k, self.sigma, self.chunk)
-            ahead = cross_entropy(net.forward(params, batch.x), batch)[0]
+            origin, stats = loss_at(net, state.params, batch)
+        shifts = (self.sigma, -self.sigma) if central else (self.sigma,)
+        for some, losses, last in losses_along(self, net, state.params, batch, shifts):
             if central:
-                directions.add(params, k, -self.sigma, self.chunk)  # back first: −2σ at once would round further off
-                directions.add(params, k, -self.sigma, self.chunk)
-                origin, stats = cross_entropy(net.forward(params, batch.x), batch)
-                directions.add(params, k, self.sigma, self.chunk)
-            else:
-                directions.add(params, k, -self.sigma, self.chunk)
-            scalars[k] = ahead - origin
-            del ahead
+                origin, stats = losses.pop(), last
+            scalars[some] = losses.pop() - origin
+            del losses, last
         return scalars.div_(2 * self.sigma if central else self.sigma), stats

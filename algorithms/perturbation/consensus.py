@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, RuleError, ScalarRule, State, Stats, cross_entropy
+from ..rule import Batch, RuleError, ScalarRule, State, Stats
+from .losses import losses_along
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,9 @@ class Consensus(ScalarRule):
 
     def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return the losses of the K particles; stats are of the last."""
-        params, directions = state.params, batch.draws
         losses = batch.weight.new_zeros(self.directions)
-        for k in directions.each(self.directions):
-            directions.add(params, k, self.sigma, self.chunk)
-            losses[k], stats = cross_entropy(net.forward(params, batch.x), batch)
-            directions.add(params, k, -self.sigma, self.chunk)
+        for some, found, seen in losses_along(self, net, state.params, batch, (self.sigma,)):
+            losses[some], stats = found.pop(), seen
         return losses, stats
 
     def coefficients(self, scalars: Tensor, weights: Tensor) -> Tensor:

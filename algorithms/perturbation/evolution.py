@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from ..network import Network
 from ..rule import Batch, RuleError, ScalarRule, State, Stats
-from .two_sided import loss_at, two_sided
+from .losses import losses_along
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,9 @@ class Evolution(ScalarRule):
 
     def losses(self, net: Network, state: State, batch: Batch, add: Callable[..., None]) -> tuple[Tensor, Stats]:
         """Return what `probe` does, of members that `add(params, k, c, chunk)` makes: w + c z_k, in place."""
-        fitness = batch.weight.new_zeros(self.directions, 2)
-        loss = partial(loss_at, net, state.params, batch, batch.draws)
-        for k in batch.draws.each(self.directions):
-            plus, minus, stats = two_sided(loss, partial(add, state.params, k, chunk=self.chunk), self.sigma)
-            fitness[k, 0], fitness[k, 1] = plus, minus
+        fitness, sides = batch.weight.new_zeros(self.directions, 2), (self.sigma, -self.sigma)
+        for some, (plus, minus), seen in losses_along(self, net, state.params, batch, sides, add=add):
+            fitness[some, 0], fitness[some, 1], stats = plus, minus, seen
             del plus, minus
         return fitness.flatten(), stats
 

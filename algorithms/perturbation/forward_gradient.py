@@ -18,12 +18,13 @@ identity, and its trace is r. E‖ĝ‖² is (d + K − 1)/K ‖∇L‖² of the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from ..directions import Directions, Layout, layout_of
 from ..network import Network
@@ -74,22 +75,27 @@ class ForwardGradient(ScalarRule):
     def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return K numbers whose mean of products with the directions is ĝ: the slopes s, or K (d/r) (Z Zᵀ)⁺ s."""
         scalars = batch.weight.new_zeros(self.directions)
-        for k in batch.draws.each(self.directions):
-            scores, slopes = self._dual_pass(net, state.params, batch, k)
+        for group in batch.draws.groups(self.directions, self.abreast):
+            scores, slopes = self._dual_pass(net, state.params, batch, group)
             error, stats = softmax_error_and_stats(scores, batch)
-            scalars[k] = (error * slopes).sum()
+            scalars[group.start : group.stop] = (error * slopes).sum((-2, -1))
             del scores, slopes, error
         if self.combine == "projection":
             change = projection(batch.draws, layout_of(state.params), self.directions, self.chunk)
             scalars = torch.from_numpy(change).to(scalars) @ scalars
         return scalars, stats
 
-    def _dual_pass(self, net: Network, params: Tensors, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        """Return class scores (B, C) and their derivative along direction k."""
+    def _dual_pass(self, net: Network, params: Tensors, batch: Batch, group: range) -> tuple[Tensor, Tensor]:
+        """Return class scores (B, C) and their derivatives along some directions, (P, B, C), or of one (B, C)."""
         x, dx = batch.x, None
         for i in range(len(net.blocks)):
-            tangents = batch.draws.tensors(params, k, net.keys(i), self.chunk)
-            x, dx = net.block_jvp(i, params, tangents, x, dx)
+            each = [batch.draws.tensors(params, k, net.keys(i), self.chunk) for k in group]
+            if len(group) == 1:
+                x, dx = net.block_jvp(i, params, each.pop(), x, dx)
+                continue
+            tangents = {key: torch.stack([one.pop(key) for one in each]) for key in net.keys(i)}
+            push = partial(net.block_jvp, i, params)
+            x, dx = vmap(push, in_dims=(0, None, None if dx is None else 0), out_dims=(None, 0))(tangents, x, dx)
             del tangents
         return x, dx
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, ScalarRule, State, Stats, cross_entropy
+from ..rule import Batch, ScalarRule, State, Stats
+from .losses import loss_at, losses_along
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,11 @@ class Genetic(ScalarRule):
 
     def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return the losses of the parent and its K children; stats are of the parent."""
-        params, directions = state.params, batch.draws
         fitness = batch.weight.new_zeros(self.directions + 1)
-        fitness[0], stats = cross_entropy(net.forward(params, batch.x), batch)
-        for k in directions.each(self.directions):
-            directions.add(params, k, lr, self.chunk)
-            fitness[k + 1] = cross_entropy(net.forward(params, batch.x), batch)[0]
-            directions.add(params, k, -lr, self.chunk)
+        fitness[0], stats = loss_at(net, state.params, batch)
+        for some, losses, last in losses_along(self, net, state.params, batch, (lr,)):
+            fitness[1:][some] = losses.pop()
+            del last
         return fitness, stats
 
     def coefficients(self, scalars: Tensor, weights: Tensor) -> Tensor:

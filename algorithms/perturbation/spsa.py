@@ -14,14 +14,13 @@ The estimate ĝ = (1/K) Σ_k s_k z_k is unbiased up to O(σ²).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
 from ..network import Network
 from ..rule import Batch, RuleError, ScalarRule, State, Stats
-from .two_sided import loss_at, two_sided
+from .losses import losses_along
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class SPSA(ScalarRule):
     (about 9 · `chunk` bytes). With dropout, each hidden block's output once more while its mask (1 byte a value) is
     applied.
 
-    Costs 2K forward passes and 4K passes over the parameters, where BAFFLE's central scheme takes 5K: parameters go
-    from w + σz to w − σz at once, and are left within 3/2 units in the last place of |w| + σ for each direction, in no
-    preferred sense. In float32 that stays below what a step changes; narrower floats would not do.
+    Costs 2K forward passes and 4K passes over the parameters: they go from w + σz to w − σz at once, and are left
+    within 3/2 units in the last place of |w| + σ for each direction, in no preferred sense. In float32 that stays below
+    what a step changes; narrower floats would not do.
 
     Departs from SPSA: σ and η do not fall with the steps by themselves (`lr_schedule` does that for η). From MeZO:
     directions are signs, as Spall's are; dropout can be had, where MeZO turns it off: its masks are the same on both
@@ -71,12 +70,8 @@ class SPSA(ScalarRule):
 
     def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return the K central differences; stats are of the network at w − σ z_K, the last seen."""
-        directions = batch.draws
-        loss = partial(loss_at, net, state.params, batch, directions, self.dropout)
-        scalars = batch.weight.new_zeros(self.directions)
-        for k in directions.each(self.directions):
-            shift = partial(directions.add, state.params, k, chunk=self.chunk)
-            plus, minus, stats = two_sided(loss, shift, self.sigma)
-            scalars[k] = plus - minus
+        scalars, sides = batch.weight.new_zeros(self.directions), (self.sigma, -self.sigma)
+        for some, (plus, minus), seen in losses_along(self, net, state.params, batch, sides, self.dropout):
+            scalars[some], stats = plus - minus, seen
             del plus, minus
         return scalars.div_(2 * self.sigma), stats

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..network import Network
 from ..rule import Batch, State, Stats
+from .losses import loss_at
 from .spsa import SPSA
-from .two_sided import loss_at, two_sided
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,13 @@ class ZOConserve(SPSA):
     def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return the K central differences times 1, −1 or 0; stats are of the network at w."""
         scalars, _ = super().probe(net, state, batch, lr)
-        loss = partial(loss_at, net, state.params, batch, batch.draws, self.dropout)
+        loss = partial(loss_at, net, state.params, batch, self.dropout)
         shift = partial(self.apply, state, batch.draws, scalars)  # w − c ĝ
-        ahead, behind, _ = two_sided(loss, shift, lr)
+        shift(lr)
+        ahead = loss()[0]
+        shift(-2 * lr)
+        behind = loss()[0]
+        shift(lr)
         here, stats = loss()
         best = torch.stack([here, ahead, behind]).argmin()  # of equals the first
         return scalars * ((best == 1).to(here.dtype) - (best == 2).to(here.dtype)), stats

@@ -114,7 +114,7 @@ def test_evaluation_is_planned_as_it_runs(rule, model):
 def test_planned_bytes_are_those_of_the_messages(rule, model):
     rule, net = RULES[rule](), network(model)
     plan, params = Planner(net).step(rule, 2), rule.init(net, 0).params
-    metrics = dict.fromkeys(protocol.TRAIN_METRICS, 1.5) | {"fit": [0, 0, 0]}
+    metrics = dict.fromkeys(protocol.TRAIN_METRICS, 1.5) | {"fit": [0, 0, 0, 0]}
     scalars = torch.zeros(rule.numbers) if rule.exchange == "scalars" else None
     assert plan.bytes_up == protocol.payload_bytes(protocol.train_reply(protocol.Trained(params, scalars, metrics)))
     config = protocol.train_config(server_round=3, lr=0.5, epochs=2, batch_size=2, evaluate=False)

@@ -116,3 +116,15 @@ def test_images_are_turned_and_brought_to_mean_0_and_deviation_1():
     assert abs(unit.test.batch(torch.arange(len(unit.test)))[0].mean()) > 1e-5  # by the train split's numbers
     with pytest.raises(DataError, match="no quarter turn"):
         load("digits", rotate=45)
+
+
+def test_images_are_scaled_and_keep_their_type_and_their_mean():
+    plain, small, large = load("digits"), load("digits", resize=4), load("digits", resize=10)
+    assert (small.shape, large.shape, small.train.x.dtype) == ((1, 4, 4), (1, 10, 10), plain.train.x.dtype)
+    rows = torch.arange(len(plain.train))
+    x, scaled = plain.train.batch(rows)[0], small.train.batch(rows)[0]
+    pooled = torch.nn.functional.avg_pool2d(x, 2)
+    assert torch.corrcoef(torch.stack([scaled.flatten(), pooled.flatten()]))[0, 1] > 0.95
+    assert abs(scaled.mean() - x.mean()) < 0.01
+    with pytest.raises(DataError, match="no width of an image"):
+        load("digits", resize=-1)

