@@ -5,6 +5,7 @@
     scaling     clients that exist up to a million, clients of a round up to a thousand: seconds and memory
     flops       how much of the device every rule's step uses
     metering    what plans and audits cost
+    probes      directions one after another, and abreast                              slow
     compile     what torch.compile makes of a rule's step                              slow: wants a C++ compiler
     rules       every rule on every engine                                             slow: minutes a rule
     flower      the workload of `engines` on Flower's Ray simulation                   slow, and wants Ray
@@ -26,7 +27,7 @@ import torch
 
 from ..engines.choice import cores
 from ..experiment import ExperimentError, choose
-from . import compiled, engines, flops, metering, overhead, peers, rules, scaling
+from . import compiled, engines, flops, metering, overhead, peers, probes, rules, scaling
 from .picture import draw_bench
 from .settings import Row, Settings
 
@@ -46,6 +47,7 @@ PARTS = {
     "scaling": Part(lambda settings, before: scaling.measure(settings)),
     "flops": Part(lambda settings, before: flops.measure(settings)),
     "metering": Part(lambda settings, before: metering.measure(settings)),
+    "probes": Part(lambda settings, before: probes.measure(settings), slow=True),
     "compile": Part(lambda settings, before: compiled.measure(settings), slow=True),
     "rules": Part(lambda settings, before: rules.measure(settings), slow=True),
     "flower": Part(lambda settings, before: engines.measure_flower(settings), slow=True),

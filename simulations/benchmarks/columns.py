@@ -96,6 +96,18 @@ LOOKS: Mapping[str, Look] = {
         ),
         ("network", "rule", "of_product", "of a matrix product's FLOP/s"),
     ),
+    "probes": Look(
+        "Directions of one step, one after another and several abreast",
+        (
+            Column("network", "network"),
+            Column("rule", "rule"),
+            Column("abreast", "abreast", format_integer),
+            Column("direction_ms", "ms/direction", format_number),
+            Column("pace_of_alone", "pace of one by one", times),
+            Column("peak_bytes", "peak", format_bytes),
+        ),
+        ("network", "rule", "pace_of_alone", "pace of one by one"),
+    ),
     "compile": Look(
         "A rule's step compiled by torch.compile, beside the step as it is",
         (

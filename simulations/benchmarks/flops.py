@@ -38,7 +38,7 @@ def _rows(name: str, hidden: list[int], batch: int, settings: Settings) -> list[
     for rule in RULES:
         with_rule = _trainer(rule, hidden)
         if with_rule:
-            works[rule] = _step(with_rule.to(settings.device), batch)
+            works[rule] = step_on_one_batch(with_rule.to(settings.device), batch)
             flops[rule] = with_rule.planner.step(with_rule.rule, batch).flops
     seconds = in_turns({key: partial(seconds_of, work, settings.device) for key, work in works.items()}, settings, name)
     return figures(name, flops, {key: statistics.median(each) for key, each in seconds.items()})
@@ -79,10 +79,10 @@ def _trainer(name: str, hidden: list[int]) -> Trainer | None:
         return None
 
 
-def _step(trainer: Trainer, batch: int) -> Callable[[], Any]:
+def step_on_one_batch(trainer: Trainer, batch: int) -> Callable[[], Any]:
     """Return a step on one batch that is there already, at a learning rate that leaves the weights where they are."""
     device, rule, data = trainer.device, trainer.rule, torch.Generator().manual_seed(0)
-    x = torch.randn(batch, *bare.SHAPE, generator=data).to(device)
+    x = torch.randn(batch, *trainer.net.shape, generator=data).to(device)
     y = torch.randint(bare.CLASSES, (batch,), generator=data).to(device)
     state = trainer.state(rule, {key: p.to(device) for key, p in trainer.initial_params().items()})
     draws = rule.draw(Place(0, 0, 0, 0), batch, bare.CLASSES)

@@ -4,7 +4,17 @@ import json
 
 import pytest
 from fedforward.server.rounds import RunFailed
-from fedforward.simulations.benchmarks import compiled, engines, flops, metering, overhead, rules, scaling, workload
+from fedforward.simulations.benchmarks import (
+    compiled,
+    engines,
+    flops,
+    metering,
+    overhead,
+    probes,
+    rules,
+    scaling,
+    workload,
+)
 from fedforward.simulations.benchmarks.bench import PARTS, bench, parts_named
 from fedforward.simulations.benchmarks.columns import LOOKS
 from fedforward.simulations.benchmarks.picture import draw_bench, panels_of
@@ -166,6 +176,21 @@ def test_a_rule_is_measured_on_every_engine_and_one_that_cannot_says_why(monkeyp
     monkeypatch.setattr(rules, "_pace", refuse)
     (row,) = rules.measure(TINY)
     assert row["reason"] == "out of luck" and row["best"] is row["of_fastest_rule"] is None
+
+
+def test_probes_are_told_beside_one_by_one_and_only_what_fits(monkeypatch):
+    monkeypatch.setattr(probes, "COUNT", {"cpu": 4})
+    monkeypatch.setattr(probes, "ABREAST", (1, 4, 16))
+    monkeypatch.setattr(probes, "NETWORKS", {"mlp": ((1, 8, 8), {"hidden": [16]})})
+    monkeypatch.setattr(flops, "ATLEAST", 0.0)
+    rows = probes.measure(TINY)
+    assert [(row["rule"], row["abreast"]) for row in rows] == [
+        ("baffle", 1), ("baffle", 4), ("forward-gradient", 1), ("forward-gradient", 4)
+    ]  # fmt: skip
+    assert rows[0]["pace_of_alone"] == 1 and all(row["direction_ms"] > 0 for row in rows)
+    assert rows[1]["peak_bytes"] > rows[0]["peak_bytes"]
+    monkeypatch.setattr(probes, "MOST", rows[0]["peak_bytes"])
+    assert [row["abreast"] for row in probes.measure(TINY) if row["rule"] == "baffle"] == [1]
 
 
 def test_flops_are_told_beside_a_matrix_product_s():
