@@ -10,7 +10,7 @@ directions come from a pool has a shorter one, a coefficient a candidate: see `l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
     client: int  # whose directions they are along, or `SHARED`
     weight: float  # its samples
-    scalars: Tensor  # (steps · n,) float32
+    scalars: Tensor  # (steps · n,) float32; in a round, (steps · m,) of them are passed on
 
 
 class ScalarRound(NamedTuple):
@@ -130,13 +130,29 @@ def take_round(into: ScalarRule | Ledger, state: State, seed: int, entry: Scalar
         entry: the round.
     """
     rule = into.rule if isinstance(into, Ledger) else into
-    steps = max((len(answer.scalars) for answer in entry.answers), default=0) // rule.numbers
-    for step in range(steps):
-        taken = [answer for answer in entry.answers if len(answer.scalars) >= (step + 1) * rule.numbers]
-        weights = torch.tensor([answer.weight for answer in taken], dtype=torch.float64)
-        scalars = torch.stack([answer.scalars.view(-1, rule.numbers)[step] for answer in taken])
-        draws = [rule.draw(Place(seed, entry.round, answer.client, step), 0, 0) for answer in taken]
-        into.descend(state, draws, rule.coefficients(scalars, (weights / weights.sum()).float()), entry.lr)
+    for step, (taken, scalars, weights) in enumerate(by_step(entry.answers, rule.passed)):
+        draws = [rule.draw(Place(seed, entry.round, entry.answers[i].client, step), 0, 0) for i in taken]
+        into.descend(state, draws, rule.coefficients(scalars, weights), entry.lr)
+
+
+def passed_on(rule: ScalarRule, answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """Return what a server passes on of answers, each (steps · m,) of their (steps · n,) scalars."""
+    if type(rule).pass_on is ScalarRule.pass_on:
+        return tuple(answers)
+    found: list[list[Tensor]] = [[] for _ in answers]
+    for taken, scalars, weights in by_step(answers, rule.numbers):
+        for i, row in zip(taken, rule.pass_on(scalars, weights), strict=True):
+            found[i].append(row)
+    return tuple(answer._replace(scalars=torch.cat(rows)) for answer, rows in zip(answers, found, strict=True))
+
+
+def by_step(answers: Sequence[Answer], count: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield, for each step, (which answers took it, their scalars (N, count), their weights (N,), in sum 1)."""
+    for step in range(max((len(answer.scalars) for answer in answers), default=0) // count):
+        taken = [i for i, answer in enumerate(answers) if len(answer.scalars) >= (step + 1) * count]
+        weights = torch.tensor([answers[i].weight for i in taken], dtype=torch.float64)
+        scalars = torch.stack([answers[i].scalars.view(-1, count)[step] for i in taken])
+        yield taken, scalars, (weights / weights.sum()).float()
 
 
 def shared(server_round: int, lr: float, scalars: Tensor) -> ScalarRound:

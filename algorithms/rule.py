@@ -164,10 +164,11 @@ class GradientRule(Rule):
 class ScalarRule(Rule):
     """A rule whose clients answer with a few scalars a step, along directions that every replica can make again.
 
-    A step is three functions. A client probes and sends what it found; whoever knows the answers of some clients turns
-    them into coefficients c_ik of an estimate ĝ = Σ_ik c_ik z_ik, and descends along it:
+    A step is four functions. A client probes and sends what it found; the server passes on what others need of it;
+    whoever knows that turns it into coefficients c_ik of an estimate ĝ = Σ_ik c_ik z_ik, and descends along it:
 
         probe(net, state, batch, lr)       -> scalars (n,), stats
+        pass_on(scalars, weights)          -> scalars (N, m), as they are unless a rule needs fewer
         coefficients(scalars, weights)     -> c (N, K)
         descend(state, draws, c, lr)       in place, with the same bits on every machine
 
@@ -218,6 +219,11 @@ class ScalarRule(Rule):
         """The scalars that a client sends for one step."""
         return self.directions
 
+    @property
+    def passed(self) -> int:
+        """The scalars of an answer that are passed on for one step."""
+        return self.numbers
+
     def init(self, net: Network, seed: int) -> State:
         """Return the network's own initial weights."""
         params = net.init(seed)
@@ -244,11 +250,15 @@ class ScalarRule(Rule):
         add up to the batch's.
         """
 
-    def coefficients(self, scalars: Tensor, weights: Tensor) -> Tensor:
-        """Return the coefficients (N, K) of the estimate, from answers (N, n) that weigh (N,), in sum 1.
+    def pass_on(self, scalars: Tensor, weights: Tensor) -> Tensor:
+        """Return what is passed on (N, m), m = `passed`, of answers (N, n) that weigh (N,), in sum 1.
 
         An answer that all clients share in (their mean) is one row of weight 1.
         """
+        return scalars
+
+    def coefficients(self, scalars: Tensor, weights: Tensor) -> Tensor:
+        """Return the coefficients (N, K) of the estimate, from what is passed on of answers that weigh (N,)."""
         return scalars * (weights / self.directions).unsqueeze(1)
 
     def descend(self, state: State, draws: Sequence[Directions], coefficients: Tensor, lr: float) -> None:
@@ -260,7 +270,8 @@ class ScalarRule(Rule):
 
     def apply(self, state: State, draws: Directions, scalars: Tensor, lr: float) -> None:
         """Descend along one answer."""
-        self.descend(state, [draws], self.coefficients(scalars.unsqueeze(0), scalars.new_ones(1)), lr)
+        alone = scalars.new_ones(1)
+        self.descend(state, [draws], self.coefficients(self.pass_on(scalars.unsqueeze(0), alone), alone), lr)
 
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Probe, then descend along one's own scalars."""

@@ -147,7 +147,7 @@ class Planner:
         return replace(
             _plan_of(self._dry(rule, work)),
             forward_flops=self.forward(batch).flops,
-            bytes_down=protocol.news_bytes(scalars) if scalars else protocol.model_downlink_bytes(params),
+            bytes_down=protocol.news_bytes(rule.passed) if scalars else protocol.model_downlink_bytes(params),
             bytes_up=up,
         )
 

@@ -28,8 +28,9 @@ class Genetic(ScalarRule):
 
     Stores during a step: what inference stores and 4 (K + 4) bytes, or what a slice of signs needs if that is more
     (about 9 · `chunk` bytes). Costs K + 1 forward passes. Sends K + 1 numbers: which child is the best is a matter of
-    the clients' mean losses. Of clients with children of their own, each child is compared with the parent on its own
-    client's batch, and the one with the largest gain, weighed as its client is, wins.
+    the clients' mean losses. One comes back, the winner, from which anybody makes the mutation. Of clients with
+    children of their own, each child is compared with the parent on its own client's batch, and the one with the
+    largest gain, weighed as its client is, wins.
 
     Departs from the paper: one parent (T = 1) instead of 20, for each further one would be another model in every
     replica; so there is nothing to choose the parent of a child among. Mutations are signs, not Gaussian. The elite is
@@ -54,6 +55,11 @@ class Genetic(ScalarRule):
         """The loss of the parent and of each child."""
         return self.directions + 1
 
+    @property
+    def passed(self) -> int:
+        """Who won."""
+        return 1
+
     def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return the losses of the parent and its K children; stats are of the parent."""
         fitness = batch.weight.new_zeros(self.directions + 1)
@@ -63,8 +69,19 @@ class Genetic(ScalarRule):
             del last
         return fitness, stats
 
-    def coefficients(self, scalars: Tensor, weights: Tensor) -> Tensor:
-        """Return −1 for the best child and 0 for the others, (N, K), or 0 for all if the parent is better."""
+    def pass_on(self, scalars: Tensor, weights: Tensor) -> Tensor:
+        """Return the number of the best child, from 1, for its client and 0 for the others, (N, 1).
+
+        It is 0 for all if the parent is as good.
+        """
         gains = ((scalars[:, :1] - scalars[:, 1:]) * weights.unsqueeze(1)).flatten()
         winner = torch.arange(len(gains), device=gains.device) == gains.argmax()
-        return -(winner & (gains > 0)).to(scalars.dtype).view(len(scalars), self.directions)
+        won = (winner & (gains > 0)).to(scalars.dtype).view(len(scalars), self.directions)
+        return (won * self._children(scalars)).sum(1, keepdim=True)
+
+    def coefficients(self, scalars: Tensor, weights: Tensor) -> Tensor:
+        """Return −1 for the child that won, if one did, and 0 for the others, (N, K)."""
+        return -(scalars == self._children(scalars)).to(scalars.dtype)
+
+    def _children(self, like: Tensor) -> Tensor:
+        return torch.arange(1, self.directions + 1, dtype=like.dtype, device=like.device)

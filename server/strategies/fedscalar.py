@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from ... import protocol
-from ...algorithms.replica import Answer, Replica, ScalarRound, fingerprint, shared
+from ...algorithms.replica import Answer, Replica, ScalarRound, fingerprint, passed_on, shared
 from ...algorithms.rule import RuleError, ScalarRule, Tensors
 from ...scalar_wire import UNSAID, Garbled
 from ..scalars import UNKNOWN, History, average, krum, median, most_worth_telling, trimmed
@@ -240,14 +240,14 @@ class FedScalar(FedAvg):
     def _joined(self, answers: list[Answer]) -> tuple[Answer, ...]:
         """Return what of a round's answers is applied and passed on."""
         if self.rule.own:
-            return tuple(self._scaled(answers))
+            return passed_on(self.rule, self._scaled(answers))
         joined = {
             "mean": average,
             "median": median,
             "trimmed-mean": lambda answers: trimmed(answers, self.trim),
             "krum": lambda answers: krum(answers, self.byzantine),
         }
-        return tuple(self._scaled(shared(0, 0.0, joined[self.aggregate](answers)).answers))
+        return passed_on(self.rule, self._scaled(shared(0, 0.0, joined[self.aggregate](answers)).answers))
 
     def _scaled(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         """Return answers of root mean square 1, if that is wanted."""

@@ -9,9 +9,16 @@ from cases import copied, equal, network
 from cases import weighted_cross_entropy as cross_entropy
 from estimates import MOSTLY_SLOW, SMALL, digits_losses, flat, gradient, mean_cosine, planner, problem, signs
 from fedforward.algorithms import Genetic, RuleError
+from fedforward.algorithms.directions import SHARED
+from fedforward.algorithms.replica import Answer, Replica, ScalarRound, passed_on
 from fedforward.algorithms.seeds import Place
+from fedforward.scalar_wire import encode_round
 
 K = 6
+
+
+def moved(rule, losses, weights):
+    return rule.coefficients(rule.pass_on(losses, weights), weights)
 
 
 @pytest.mark.parametrize("name", MOSTLY_SLOW)
@@ -43,7 +50,7 @@ def test_the_best_of_many_small_mutations_goes_as_far_downhill_as_the_largest_of
         rule = Genetic(lr=lr, directions=k)
         state, b = problem(rule, net)
         b = b._replace(draws=rule.draw(Place(seed, 0, 0, 0), 7, 3))
-        c = rule.coefficients(rule.probe(net, state, b, lr)[0][None], torch.ones(1).double())[0]
+        c = moved(rule, rule.probe(net, state, b, lr)[0][None], torch.ones(1).double())[0]
         found.append(c @ signs(state.params, b.draws, k))
     truth = gradient(state.params, b, lambda params: net.forward(params, b.x))
     largest = float(torch.randn(100_000, k, generator=torch.Generator().manual_seed(0)).max(1).values.mean())
@@ -71,10 +78,25 @@ def test_a_chain_of_winners_is_the_model_bit_for_bit():
 def test_of_clients_with_children_of_their_own_the_largest_weighed_gain_wins():
     rule = Genetic(directions=2)
     losses = torch.tensor([[2.0, 1.0, 1.9], [5.0, 4.5, 2.0]])  # parent and two children each
-    assert rule.coefficients(losses, torch.tensor([0.5, 0.5])).tolist() == [[0, 0], [0, -1]]
-    assert rule.coefficients(losses, torch.tensor([0.9, 0.1])).tolist() == [[-1, 0], [0, 0]]
-    assert rule.coefficients(losses, torch.tensor([1.0, 0.0])).tolist() == [[-1, 0], [0, 0]]
-    assert not rule.coefficients(torch.tensor([[1.0, 1.0, 1.5]]), torch.ones(1)).any()  # no better is not better
+    assert moved(rule, losses, torch.tensor([0.5, 0.5])).tolist() == [[0, 0], [0, -1]]
+    assert moved(rule, losses, torch.tensor([0.9, 0.1])).tolist() == [[-1, 0], [0, 0]]
+    assert moved(rule, losses, torch.tensor([1.0, 0.0])).tolist() == [[-1, 0], [0, 0]]
+    assert not moved(rule, torch.tensor([[1.0, 1.0, 1.5]]), torch.ones(1)).any()  # no better is not better
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_one_number_a_generation_is_passed_on_and_makes_the_same_model(own):
+    rule, net = Genetic(directions=K, own=own), network("lenet")
+    state, server = rule.init(net, seed=1), Replica(rule, 3, copied(rule.init(net, seed=1)).params)
+    losses = torch.tensor([[2.0, 1.9, 1.5, 2.5, 2.0, 3.0, 2.0], [1.0, 1.0, 1.2, 1.1, 1.0, 0.9, 1.0]])
+    answers = [Answer(i if own else SHARED, 1.0, row) for i, row in enumerate(losses[: 1 + own].repeat(1, 2))]
+    entry = ScalarRound(1, 0.5, passed_on(rule, answers))  # of two steps
+    assert [answer.scalars.tolist() for answer in entry.answers] == [[2.0, 2.0], [0.0, 0.0]][: 1 + own]
+    assert len(encode_round(entry)) == 16 + (12 + 2 * 4) * (1 + own)
+    server.take(entry)
+    for step in range(2):
+        rule.draw(Place(3, 1, 0, step), 7, 10).add(state.params, 1, 0.5, rule.chunk)
+    assert equal(server.current(), state.params)
 
 
 def test_a_step_needs_what_inference_needs_and_its_answers():
