@@ -35,7 +35,8 @@ def add_product(target: Tensor, left: Tensor, right: Tensor, scale: float) -> No
 
 def _stacked(*tensors: Tensor) -> list[Tensor] | None:
     """Return what one vmap has batched along the first axis, with that axis; None if it has not batched all so."""
-    if all(is_batchedtensor(t) and maybe_get_bdim(t) == 0 for t in tensors):
+    batched = all(is_batchedtensor(t) and maybe_get_bdim(t) == 0 for t in tensors)
+    if batched and len({maybe_get_level(t) for t in tensors}) == 1:
         inner = [get_unwrapped(t) for t in tensors]
         if not any(map(is_batchedtensor, inner)):
             return inner

@@ -95,7 +95,8 @@ class ForwardGradient(ScalarRule):
                 continue
             tangents = {key: torch.stack([one.pop(key) for one in each]) for key in net.keys(i)}
             push = partial(net.block_jvp, i, params)
-            x, dx = vmap(push, in_dims=(0, None, None if dx is None else 0), out_dims=(None, 0))(tangents, x, dx)
+            x, dx = vmap(push, in_dims=(0, None, None if dx is None else 0))(tangents, x, dx)
+            x = x[0]  # which is the same for all, and there once
             del tangents
         return x, dx
 

@@ -38,6 +38,7 @@ SCALARS: dict[str, Any] = {
     "rounds": 1250, "local_steps": 1, "batch_size": 64, "lr_schedule": "cosine", "evaluate_every": 50,
     "strategy": {"normalize": True},
 }  # fmt: skip
+HALF = {**SCALARS, "rounds": 625}  # as many passes a round, and fewer hours for those who follow
 WEIGHTS: dict[str, Any] = {"rounds": 30, "batch_size": 32}
 OWN = {"own": True, "chunk": 32768}  # a slice is the whole network: a tenth of the time, and memory is not asked here
 # One setting each, found in runs of some minutes with baffle alone; the others' are made of it.
@@ -45,9 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "backprop": {"lr": 0.1, **WEIGHTS},
     "local-forward-gradient": {**WEIGHTS},
     "baffle": {"lr": 0.15, **SCALARS, "rule": {**OWN, "directions": 20, "sigma": 1e-4}},
-    "spsa": {"lr": 0.12, **SCALARS, "rule": {**OWN, "directions": 10}},
-    "forward-gradient": {"lr": 0.12, **SCALARS, "rule": {**OWN, "directions": 10}},
-    "evolution": {"lr": 0.8, **SCALARS, "rule": {**OWN, "directions": 10, "sigma": 0.01}, "strategy": {}},
+    "spsa": {"lr": 0.12, **HALF, "rule": {**OWN, "directions": 10}},
+    "forward-gradient": {"lr": 0.12, **HALF, "rule": {**OWN, "directions": 10}},
+    "evolution": {"lr": 0.8, **HALF, "rule": {**OWN, "directions": 10, "sigma": 0.01}, "strategy": {}},
 }
 GOALS = (0.5, 0.8, 0.9, 0.93)
 
