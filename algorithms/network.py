@@ -90,7 +90,7 @@ class Network:
     def init(self, seed: int) -> Tensors:
         """Return initial parameters, drawn from `seed` by the layers' own initialisation."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer_seed(seed, Purpose.INIT))
+            torch.default_generator.manual_seed(integer_seed(seed, Purpose.INIT))  # other devices' take milliseconds
             blocks = blocks_of(self._build())
         return {
             f"{i}.{name}": p.detach().clone().contiguous()

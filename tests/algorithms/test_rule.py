@@ -6,7 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import CLASSES, NETS, RULES, SHAPE, assert_close, batch, copied, double, equal, network, nonuniform, step
+from cases import (
+    ALIKE,
+    CLASSES,
+    NETS,
+    RULES,
+    SHAPE,
+    assert_close,
+    batch,
+    copied,
+    double,
+    equal,
+    network,
+    nonuniform,
+    step,
+)
 from fedforward import algorithms
 from fedforward.algorithms import (
     DFA,
@@ -25,7 +39,17 @@ from fedforward.algorithms.rule import cross_entropy, softmax_error
 from fedforward.algorithms.seeds import Place
 from sklearn.datasets import load_digits
 
-ALL = [(rule, net) for rule in RULES for net in ("mlp", "lenet", "cnn-group")]
+
+def pairs(*nets):
+    """Return rules and networks to parametrise by: those that are alike on further networks with the slow tests."""
+    return [
+        pytest.param(rule, net, marks=[pytest.mark.slow] * (rule in ALIKE and net not in ("mlp", "lenet")))
+        for rule in RULES
+        for net in nets
+    ]
+
+
+ALL = pairs("mlp", "lenet", "cnn-group")
 
 
 def test_every_rule_is_tested_here():
@@ -89,7 +113,7 @@ def test_a_sample_of_weight_0_changes_nothing(rule, net):
     assert_close(padded.slots, state.slots, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule, net", ALL + [(rule, net) for rule in RULES for net in ("mlp-tanh", "flat")])
+@pytest.mark.parametrize("rule, net", ALL + pairs("mlp-tanh", "flat"))
 def test_vmap_over_clients_is_the_loop_over_clients(rule, net):
     rule, net, clients = RULES[rule], network(net), 3
     assert rule.vmappable
@@ -157,8 +181,7 @@ def test_the_global_generators_are_left_alone(rule):
     assert states() == before
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("rule, net", pairs(*NETS))
 def test_a_replay_of_steps_gives_the_same_bits_in_place(rule, net):
     rule, net = RULES[rule], network(net)
     a, b = rule.init(net, seed=1), rule.init(net, seed=1)

@@ -19,8 +19,13 @@ from fedforward.scalar_wire import News, Terms
 from flwr.app import ConfigRecord
 
 SHAPES = {"mlp": (1, 28, 28), "lenet": (1, 28, 28), "cnn": (3, 32, 32)}
+LIKE_BAFFLE = {"spsa", "evolution", "zo-adam"}  # on the largest network, where drawing signs is what takes time
 ALL = [
-    pytest.param(rule, model, marks=[pytest.mark.slow] * (rule in ALIKE and model != "mlp"))
+    pytest.param(
+        rule,
+        model,
+        marks=[pytest.mark.slow] * bool((rule in ALIKE and model != "mlp") or (rule in LIKE_BAFFLE and model == "cnn")),
+    )
     for rule in RULES
     for model in SHAPES
 ]

@@ -67,6 +67,7 @@ def test_a_run_on_the_digits_learns_from_a_thirtieth_of_the_bytes(tmp_path, rule
     assert set(run.clients["bytes_down"]) == {down + len("projection") + 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["backprop", "mono-forward"])
 def test_workers_give_the_bits_of_one_process(tmp_path, rule):
     w = world(rule)

@@ -27,7 +27,7 @@ def test_scalars_adapt_a_network_of_turned_digits_to_upright_ones(pretrained, tm
     assert before.rounds.accuracy.iloc[-1] > 0.8
     options = COMMON["set"] | {"rule": {"directions": 16, "own": True}}
     _, after = run(
-        tmp_path, rule="spsa", init=str(folder), rounds=100, lr=0.05, local_steps=1, evaluate_every=25, set=options
+        tmp_path, rule="spsa", init=str(folder), rounds=50, lr=0.05, local_steps=1, evaluate_every=50, set=options
     )
     assert after.rounds.model_sha256.iloc[0] == before.rounds.model_sha256.iloc[-1]
     began, ended = after.rounds.accuracy.iloc[0], after.rounds.accuracy.iloc[-1]

@@ -17,8 +17,8 @@ def test_a_line_is_an_experiment_whose_steps_are_known(cell):
 
 
 def test_a_course_is_what_was_done_so_far(tmp_path):
-    cell = mnist_scalars.experiment("baffle", "digits").replace(rounds=4, evaluate_every=2)
+    cell = mnist_scalars.experiment("baffle", "digits").replace(rounds=2, evaluate_every=1)
     seen = mnist_scalars.course(cell, tmp_path)
-    assert seen["round"].tolist() == [0, 2, 4] and seen["bytes"].is_monotonic_increasing
+    assert seen["round"].tolist() == [0, 1, 2] and seen["bytes"].is_monotonic_increasing
     # 10 clients, 64 samples, 20 directions and the model itself, in every round
-    assert seen["forward"].tolist() == pytest.approx([0, 2 * 10 * 64 * 21, 4 * 10 * 64 * 21])
+    assert seen["forward"].tolist() == pytest.approx([0, 10 * 64 * 21, 2 * 10 * 64 * 21])

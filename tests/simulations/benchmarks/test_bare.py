@@ -6,7 +6,7 @@ import pytest
 import torch
 from fedforward.simulations.benchmarks import bare
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 @cache
@@ -37,11 +37,19 @@ LOOPS = [
     (bare.vmap, bare.mlp, {"model": bare.mlp}),
     (bare.vmap, bare.cnn, {"model": bare.cnn}),
 ]
+LONG = (bare.two_workers, bare.vmap)
 
 
 # In float32 rounding decides near ties of the CNN's pooling.
-CASES = [(*loop, torch.float64, 1e-12) for loop in LOOPS]
-CASES += [(*loop, torch.float32, 2e-6) for loop in LOOPS if loop[1] is bare.mlp]
+CASES = [
+    pytest.param(*loop, torch.float64, 1e-12, marks=[pytest.mark.slow] * (loop[0] in LONG and loop[1] is bare.cnn))
+    for loop in LOOPS
+]
+CASES += [
+    pytest.param(*loop, torch.float32, 2e-6, marks=[pytest.mark.slow] * (loop[0] in LONG))
+    for loop in LOOPS
+    if loop[1] is bare.mlp
+]
 
 
 @pytest.mark.parametrize("loop, model, options, dtype, atol", CASES)
