@@ -10,7 +10,8 @@ when does FedAvg with backpropagation, which sends models, stand there?
     bytes       payload of all training messages, up and down, as recorded
 
 Run it: python -m fedforward.simulations.papers.mnist_scalars --data FOLDER-OF-MNIST
-Every line is a recorded run under `--runs-dir`; one that is there is not run again, one that was stopped goes on.
+Every line is a recorded run under `--runs-dir`; one that is there is not run again, one that was stopped goes on. The
+courses of all are left there as `courses.csv` and `courses.png`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from ...client.plan import Planner
+from ..axes import accuracy_axis, byte_axis, styled
 from ..comparison.cells import finished
 from ..experiment import Experiment
+from ..formats import format_bytes
 from ..parts import build_data, build_network
+from ..summary import COLOURS, MARKERS
 from ..terminal import Watcher, headline, say
 from ..world import resolved
 
@@ -81,24 +86,44 @@ def course(cell: Experiment, runs: Path) -> pd.DataFrame:
     return so_far.dropna(subset="accuracy")
 
 
+def draw(courses: pd.DataFrame) -> Figure:
+    """Return the picture: accuracy against forward passes, and against bytes, a line a rule."""
+    figure = Figure(figsize=(12, 4.6), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for i, (rule, seen) in enumerate(courses.groupby("rule", sort=False)):
+        for axes, key, unit in ((left, "forward", 1e6), (right, "bytes", 1)):
+            look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markevery": 0.1}
+            axes.plot(seen[key] / unit, seen["accuracy"], label=rule, lw=1.6, markersize=5, **look)
+    styled(left, "million forward passes of a sample, all clients", "test accuracy").legend(frameon=False)
+    styled(right, "bytes up and down, all clients", "")
+    byte_axis(right.xaxis, 0, courses["bytes"].max())
+    accuracy_axis(left.yaxis)
+    return figure
+
+
 def main(
     data: Annotated[str, typer.Option(help="Folder or name of the MNIST data set.")] = "mnist",
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs/mnist-scalars"),
     rules: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = ",".join(SETTINGS),
 ) -> None:
-    """Print when each rule first reaches a test accuracy: round, million forward passes of a sample, megabytes."""
+    """Print when each rule first reaches a test accuracy: round, million forward passes of a sample, bytes."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    table = Table(title="LeNet on MNIST: round | million forward passes | MB, when a test accuracy is first seen")
+    table = Table(title="LeNet on MNIST: round | million forward passes | bytes, when a test accuracy is first seen")
     for heading in ("rule", *(f"{goal:.0%}" for goal in GOALS), "best"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "rule" else "right")
+    courses = []
     for rule in rules.split(","):
         seen = course(experiment(rule, data), runs_dir)
+        courses.append(seen.assign(rule=rule))
         cells = []
         for goal in GOALS:
             first = seen[seen["accuracy"] >= goal].head(1)
-            cells += [f"{r.round} | {r.forward / 1e6:.1f} | {r.bytes / 1e6:.2f}" for r in first.itertuples()] or ["–"]
+            cells += [f"{r.round} | {r.forward / 1e6:.1f} | {format_bytes(r.bytes)}" for r in first.itertuples()] or ["–"]
         table.add_row(rule, *cells, f"{100 * seen['accuracy'].max():.2f} %")
     Console(file=sys.stdout).print(table)
+    every = pd.concat(courses)
+    every.to_csv(runs_dir / "courses.csv", index=False, float_format="%.6g")
+    draw(every).savefig(runs_dir / "courses.png")
 
 
 if __name__ == "__main__":
