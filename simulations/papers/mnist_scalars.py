@@ -118,7 +118,8 @@ def main(
         cells = []
         for goal in GOALS:
             first = seen[seen["accuracy"] >= goal].head(1)
-            cells += [f"{r.round} | {r.forward / 1e6:.1f} | {format_bytes(r.bytes)}" for r in first.itertuples()] or ["–"]
+            said = [f"{r.round} | {r.forward / 1e6:.1f} | {format_bytes(r.bytes)}" for r in first.itertuples()]
+            cells += said or ["–"]
         table.add_row(rule, *cells, f"{100 * seen['accuracy'].max():.2f} %")
     Console(file=sys.stdout).print(table)
     every = pd.concat(courses)
