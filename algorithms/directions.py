@@ -124,14 +124,14 @@ class Directions:
                 products[k] += used.sum() - 2.0 * np.bitwise_count(words ^ words[k]).sum(1)
         return products
 
-    def groups(self, count: int, abreast: int) -> Iterator[range]:
+    def together(self, count: int, abreast: int) -> Iterator[range]:
         """Yield k = 0 … count − 1, so many at a time: loops over directions ask here, that a plan can make short."""
         for start in range(0, count, abreast):
             yield range(start, min(start + abreast, count))
 
     def each(self, count: int) -> Iterator[int]:
         """Yield k = 0 … count − 1, one at a time."""
-        return (group.start for group in self.groups(count, 1))
+        return (group.start for group in self.together(count, 1))
 
     def visited(self, groups: list[list[Part]]) -> list[list[Part]]:
         """Return the groups of slices that are drawn: all of them, but in a plan."""

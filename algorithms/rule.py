@@ -186,7 +186,8 @@ class ScalarRule(Rule):
         chunk: parameters perturbed at a time, about 10 bytes each (signs, their bits, a product);
             changes no bit of the result.
         abreast: directions looked along at once, as one batched program, as far as a device's budget allows; each
-            takes a copy of the parameters and of a pass's activations. The same numbers within rounding.
+            takes a copy of the parameters and of a pass's activations: what a rule says that it stores is for 1. The
+            same numbers within rounding.
     """
 
     exchange: ClassVar[Literal["weights", "scalars"]] = "scalars"

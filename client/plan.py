@@ -186,13 +186,13 @@ class Planner:
 
 @dataclass(frozen=True, kw_only=True)
 class _DryDirections(Directions):
-    """Directions of which a step sees the first two groups, and of these the slices that need most memory."""
+    """Directions of which a step sees two, or two full groups and what is left over, in the slices that need most."""
 
     meter: PeakMemory
 
-    def groups(self, count: int, abreast: int) -> Iterator[range]:
+    def together(self, count: int, abreast: int) -> Iterator[range]:
         """Yield two full groups, of which the others cost what the second does, and what is left of the directions."""
-        groups, full = list(super().groups(count, abreast)), count // abreast
+        groups, full = list(super().together(count, abreast)), count // abreast
         for i, group in enumerate(groups):
             if i < 2 or i == full:
                 before = self.meter.flops

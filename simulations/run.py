@@ -54,7 +54,7 @@ def start(experiment: Experiment, runs: Path = RUNS) -> tuple[World, Path]:
             f"{folder} exists: choose another --name, or go on with it by `fedforward run --resume {folder}`"
         )
     world = build(experiment)
-    world.initial()
+    world.initial()  # before anything is written: the run it begins with may not be there
     if experiment.engine == "auto":  # recorded as chosen, since the last bits of a cohort's numbers are its own
         choice = choose(world)
         devices = choice.named() if choice.engine == "cohort" else experiment.devices
@@ -191,9 +191,9 @@ def _make(folder: Path, experiment: Experiment) -> None:
 
 def _job(world: World, folder: Path, observer: Observer | None) -> Job:
     records = Records(folder, delay=COMMIT_SECONDS)
-    records.go_on()
     begun = records.last_round() >= 0  # it goes on from its checkpoint
     initial = ArrayRecord() if begun else world.initial()
+    records.go_on()
     return Job(world.plan(), world.strategy(), initial, world.evaluate, records, observer, world.complete)
 
 

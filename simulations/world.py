@@ -203,6 +203,8 @@ def build(experiment: Experiment) -> World:
             micro_batch=experiment.micro_batch, ladder=build_ladder(experiment, rule, net), audit=experiment.audit,
         )  # fmt: skip
         trainer.evaluate(trainer.initial_params(), data.test.subset(torch.arange(min(1, len(data.test)))))
+        if getattr(rule, "abreast", 1) > 1:  # not every layer can be batched
+            trainer.planner.step(rule, 1)
     devices = devices_of(experiment.fleet, experiment.clients, experiment.seed)
     world = World(experiment, trainer, data, build_partitions(experiment, data), devices)
     with blamed_on(f"strategy '{experiment.strategy}'"):

@@ -34,14 +34,14 @@ class Baffle(ScalarRule):
     Departs from the paper: directions are signs, not Gaussian (lower variance, and the same bits on every machine);
     clients share them, as the protocol says, unless `own`, as the released code has it; plain SGD where the code has
     Adam and gradients clipped element by element, which averaged scalars cannot repeat: scalars are clipped instead, on
-    the server (`strategy.clip`), and momentum, decay and the average of weights are the ledger's (`strategy.momentum`,
-    …, with a `pool`); a client that takes several local steps applies its own scalars between them, as in DeComFL. The
-    paper's networks are smooth (Hardswish): `--set model.activation=hardswish`.
+    the server (`strategy.clip`), and momentum, decay and the average of weights are the ledger's (`rule.momentum`,
+    `rule.weight_decay`, `strategy.ema`, with a `pool`); a client that takes several local steps applies its own scalars
+    between them, as in DeComFL. The paper's networks are smooth (Hardswish): `--set model.activation=hardswish`.
 
     Attributes:
         lr: η; stable while η √(d/K) stays near or below 1 for d parameters.
         sigma: σ, the length of a perturbation per parameter; 1e-4 … 1e-3 suits float32.
-        directions, own, pool, chunk: see `ScalarRule`.
+        directions, own, pool, chunk, abreast: see `ScalarRule`.
         scheme: "forward" or "central" difference.
     """
 

@@ -42,7 +42,7 @@ class Consensus(ScalarRule):
         lr: η, the part of the way to the consensus point; at most 1.
         alpha: α, how much a lower loss weighs.
         sigma: σ, the size of the cloud.
-        directions, own, pool, chunk: see `ScalarRule`; K particles, at least 2.
+        directions, own, pool, chunk, abreast: see `ScalarRule`; K particles, at least 2.
     """
 
     name: ClassVar[str] = "consensus"

@@ -44,7 +44,7 @@ class Evolution(ScalarRule):
         lr: η; with ranks a step is as long as one with η / (2√π ‖g‖) and none.
         sigma: σ, the size of the cloud, over which the loss is smoothed.
         shaping: "ranks" or "none".
-        directions, own, pool, chunk: see `ScalarRule`; K pairs.
+        directions, own, pool, chunk, abreast: see `ScalarRule`; K pairs.
     """
 
     name: ClassVar[str] = "evolution"

@@ -23,7 +23,7 @@ class FedKSeed(SPSA):
     """SPSA inside the span of a pool: a replica that comes late needs P numbers, however many steps it has missed.
 
     In this house the method is a wire more than a rule: its steps are `spsa`'s with `own` and a `pool`, any rule of
-    scalars may have these, and the ledger that makes K numbers of a run is the pool's (`algorithms.ledger`).
+    scalars may have these, and the ledger that makes P numbers of a run is the pool's (`algorithms.ledger`).
 
     Stores and costs what SPSA does; a step sends 4 bytes.
 

@@ -24,11 +24,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from ..directions import Directions, Layout, layout_of
 from ..network import Network
 from ..rule import Batch, RuleError, ScalarRule, State, Stats, Tensors, softmax_error_and_stats
+from .losses import batched
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ForwardGradient(ScalarRule):
 
     Attributes:
         lr: η; stable while η √(d/K) stays near or below 1 for d parameters.
-        directions, own, pool, chunk: see `ScalarRule`.
+        directions, own, pool, chunk, abreast: see `ScalarRule`.
         combine: "mean" or "projection".
     """
 
@@ -75,7 +75,7 @@ class ForwardGradient(ScalarRule):
     def probe(self, net: Network, state: State, batch: Batch, lr: float) -> tuple[Tensor, Stats]:
         """Return K numbers whose mean of products with the directions is ĝ: the slopes s, or K (d/r) (Z Zᵀ)⁺ s."""
         scalars = batch.weight.new_zeros(self.directions)
-        for group in batch.draws.groups(self.directions, self.abreast):
+        for group in batch.draws.together(self.directions, self.abreast):
             scores, slopes = self._dual_pass(net, state.params, batch, group)
             error, stats = softmax_error_and_stats(scores, batch)
             scalars[group.start : group.stop] = (error * slopes).sum((-2, -1))
@@ -95,7 +95,7 @@ class ForwardGradient(ScalarRule):
                 continue
             tangents = {key: torch.stack([one.pop(key) for one in each]) for key in net.keys(i)}
             push = partial(net.block_jvp, i, params)
-            x, dx = vmap(push, in_dims=(0, None, None if dx is None else 0))(tangents, x, dx)
+            x, dx = batched(push, (0, None, None if dx is None else 0))(tangents, x, dx)
             x = x[0]  # which is the same for all, and there once
             del tangents
         return x, dx

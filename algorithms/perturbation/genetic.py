@@ -28,9 +28,9 @@ class Genetic(ScalarRule):
 
     Stores during a step: what inference stores and 4 (K + 4) bytes, or what a slice of signs needs if that is more
     (about 9 · `chunk` bytes). Costs K + 1 forward passes. Sends K + 1 numbers: which child is the best is a matter of
-    the clients' mean losses. One comes back, the winner, from which anybody makes the mutation. Of clients with
-    children of their own, each child is compared with the parent on its own client's batch, and the one with the
-    largest gain, weighed as its client is, wins.
+    the clients' mean losses. One comes back, the winner, from which anybody makes the mutation (of clients with
+    children of their own one each, 0 but for the winner's). Of these each child is compared with the parent on its own
+    client's batch, and the one with the largest gain, weighed as its client is, wins.
 
     Departs from the paper: one parent (T = 1) instead of 20, for each further one would be another model in every
     replica; so there is nothing to choose the parent of a child among. Mutations are signs, not Gaussian. The elite is
@@ -40,7 +40,7 @@ class Genetic(ScalarRule):
         lr: η, the mutation power, per parameter. The best of K children gains η ‖g‖ √(2 ln K) or less, and curvature H
             takes η² tr(H) / 2 of it.
         directions: K, children in a generation.
-        own, pool, chunk: see `ScalarRule`.
+        own, pool, chunk, abreast: see `ScalarRule`.
     """
 
     name: ClassVar[str] = "genetic"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch.func import vmap
 
 from ..directions import Directions
 from ..network import Network
-from ..rule import Batch, ScalarRule, Stats, Tensors, cross_entropy
+from ..rule import Batch, RuleError, ScalarRule, Stats, Tensors, cross_entropy
 from ..seeds import Purpose
 
 LEVELS = 65536  # a mask's bit is drawn from 16 random ones
@@ -56,7 +57,7 @@ def losses_along(
     """
     loss = partial(loss_at, net, batch=batch, dropout=dropout)
     add = partial(add or batch.draws.add, chunk=rule.chunk)
-    for group in batch.draws.groups(rule.directions, rule.abreast):
+    for group in batch.draws.together(rule.directions, rule.abreast):
         losses, at = [], 0.0
         for c in shifts:
             stats = None  # those of the pass before are free, unless they were asked for
@@ -65,7 +66,7 @@ def losses_along(
                 found, stats = loss(params)
                 at = c
             else:
-                found, stats = vmap(loss)(_members(params, group, partial(add, c=c)))
+                found, stats = batched(loss)(_members(params, group, partial(add, c=c)))
                 stats = Stats(*(each[-1] for each in stats))
             losses.append(found)
             del found
@@ -73,6 +74,25 @@ def losses_along(
             add(params, group.start, -at)
         yield slice(group.start, group.stop), losses, stats
         del losses
+
+
+def batched(run: Callable[..., Any], in_dims: tuple = (0,)) -> Callable[..., Any]:
+    """Return `vmap` of a function that runs a network.
+
+    Raises:
+        RuleError: when it is called, if a layer of the network cannot be batched.
+    """
+
+    def call(*args: Any) -> Any:
+        try:
+            return vmap(run, in_dims=in_dims)(*args)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            remedy = f"leave rule.abreast out ({str(error).splitlines()[0]})"
+            raise RuleError(f"this network cannot be batched over directions: {remedy}") from error
+
+    return call
 
 
 def _members(params: Tensors, group: range, add: Add) -> Tensors:

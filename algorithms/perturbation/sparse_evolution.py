@@ -43,7 +43,7 @@ class SparseEvolution(Evolution):
         density: ρ, the part of the weights that is left in the end.
         rate: r, the part of them that each pruning leaves; 1 never prunes.
         every: rounds from one pruning to the next; the n-th is in the first step of round n · `every`.
-        lr, sigma, shaping, directions, own, chunk: see `Evolution`.
+        lr, sigma, shaping, directions, own, chunk, abreast: see `Evolution`.
     """
 
     name: ClassVar[str] = "sparse-evolution"

@@ -43,7 +43,7 @@ class SPSA(ScalarRule):
         lr: η; what decides is η √(d/K) for d parameters. With K = 1 on the digits (batches of 64, an mlp of 2,130
             parameters), 0.2 learned and 0.5 diverged.
         sigma: σ, the length of a perturbation per parameter; 1e-4 … 1e-3 suits float32.
-        directions, own, pool, chunk: see `ScalarRule`.
+        directions, own, pool, chunk, abreast: see `ScalarRule`.
         dropout: p, part of the hidden blocks' outputs left out in training; inference keeps all.
     """
 

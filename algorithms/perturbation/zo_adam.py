@@ -37,7 +37,8 @@ class ZOAdam(SPSA):
 
     Attributes:
         lr: η, about the change of each parameter in a step.
-        sigma, dropout, directions, own, chunk: see `SPSA`; with more directions than `chunk` / 256 a slice needs more.
+        sigma, dropout, directions, own, chunk, abreast: see `SPSA`; with more directions than `chunk` / 256 a slice
+            needs more.
     """
 
     name: ClassVar[str] = "zo-adam"

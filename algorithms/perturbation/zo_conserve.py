@@ -33,7 +33,7 @@ class ZOConserve(SPSA):
 
     Attributes:
         lr: η; a step too long for its own batch is not taken, but one too long for the others is: no more than SPSA's.
-        sigma, dropout, directions, own, pool, chunk: see `SPSA`.
+        sigma, dropout, directions, own, pool, chunk, abreast: see `SPSA`.
     """
 
     name: ClassVar[str] = "zo-conserve"

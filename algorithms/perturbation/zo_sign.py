@@ -33,7 +33,7 @@ class ZOSign(SPSA):
     Attributes:
         lr: η, the change of each parameter in a step with K = 1; it alone decides how near to a minimum steps come, so
             let it fall (`lr_schedule`).
-        sigma, dropout, directions, own, pool, chunk: see `SPSA`.
+        sigma, dropout, directions, own, pool, chunk, abreast: see `SPSA`.
     """
 
     name: ClassVar[str] = "zo-sign"

@@ -14,7 +14,7 @@ told of the rounds it missed, or given the ledger (see `server.scalars` and `alg
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import getLogger
 from typing import Literal
 
@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from ... import protocol
+from ...algorithms import LADDER
 from ...algorithms.replica import Answer, Replica, ScalarRound, fingerprint, passed_on, shared
 from ...algorithms.rule import RuleError, ScalarRule, Tensors
 from ...scalar_wire import UNSAID, Garbled
@@ -160,7 +161,7 @@ class FedScalar(FedAvg):
         try:
             measured = protocol.measured(reply)
             numbers = [float(measured[name]) for name in ("steps", self.weighted_by_key, protocol.PARTITION)]
-            reason = self._objection(*protocol.scalars_of(reply), *numbers)
+            reason = self._objection(*protocol.scalars_of(reply), *numbers) or _unrecordable(measured)
         except Garbled as error:
             reason = str(error)
         except (KeyError, TypeError, ValueError):
@@ -174,7 +175,8 @@ class FedScalar(FedAvg):
     def _objection(
         self, server_round: int, found_at: bytes, scalars: Tensor, steps: float, samples: float, client: float
     ) -> str | None:
-        if not (steps >= 1 and 0 < samples < math.inf and 0 <= client < 2**31):  # neither is a number that is none
+        whole = all(map(float.is_integer, (steps, samples, client)))  # and what a wire's float32 and int32 can say
+        if not (whole and steps >= 1 and 1 <= samples <= 2**24 and 0 <= client < 2**31):
             return f"client {client:g} cannot have taken {steps:g} steps on {samples:g} samples"
         if server_round != self._round:
             return f"it answers round {server_round}"
@@ -270,3 +272,14 @@ class FedScalar(FedAvg):
         shown = {key: torch.empty_like(p) for key, p in new.items()}
         ledger.write(shown, mean.numpy(), c)
         self.shown = protocol.encode_params(shown)
+
+
+def _unrecordable(measured: Mapping[str, float | Sequence[float]]) -> str | None:
+    """Return why a client's metrics cannot be recorded, or None."""
+    if missing := [name for name in protocol.TRAIN_METRICS if name not in measured]:
+        return f"it does not say its {', '.join(missing)}"
+    fit = measured["fit"]
+    if not isinstance(fit, Sequence) or len(fit) != len(protocol.FIT) or not 0 <= fit[-1] <= len(LADDER):
+        return f"its fit has other numbers than {', '.join(protocol.FIT)}: give both one version of this package"
+    counts = [*fit, *(measured[name] for name in ("batch", "flops", "peak-bytes"))]
+    return None if all(map(math.isfinite, counts)) else "what it measured is not finite"

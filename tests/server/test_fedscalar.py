@@ -130,6 +130,12 @@ CORRUPT = {
     "of samples that are no number": (saying(num_examples=float("nan")), "on nan samples"),
     "of no client": (saying(partition_id=1e12), "client 1e+12 cannot have"),
     "without steps": (silent, "does not say how many steps"),
+    "of endless steps": (saying(steps=float("inf")), "taken inf steps"),
+    "of half a step": (saying(steps=1.5), "taken 1.5 steps"),
+    "of too many samples for a float": (saying(num_examples=1e300), "on 1e+300 samples"),
+    "of another version": (saying(fit=[0.0, 4096.0, 0.0]), "give both one version"),
+    "of a rule beyond the ladder": (saying(fit=[0.0, 1.0, 4096.0, 99.0]), "give both one version"),
+    "of no known work": (saying(flops=float("nan")), "is not finite"),
 }
 
 

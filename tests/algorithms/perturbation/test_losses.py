@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import RULES, batch, copied, double, equal, network, nonuniform
-from fedforward.algorithms import Baffle, ForwardGradient, RuleError, ScalarRule
+from fedforward.algorithms import Baffle, ForwardGradient, Network, RuleError, ScalarRule
 from fedforward.client.fitting import fit
 from fedforward.client.memory import PeakMemory
 from fedforward.client.plan import Planner
@@ -61,3 +61,17 @@ def test_memory_is_planned_and_gives_way_to_a_budget(name):
         assert chosen.abreast == most and chosen.peak <= budget and chosen.chunk == rule.chunk
     with pytest.raises(RuleError, match="abreast ≥ 1"):
         replace(rule, abreast=0)
+
+
+class Copied(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(x.shape, device=x.device).copy_(x)
+
+
+def test_a_network_that_cannot_be_batched_is_refused_with_the_remedy():
+    net = Network(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), Copied()), (1, 8, 8), 10)
+    rule = Baffle(directions=4)
+    state, b = rule.init(net, seed=1), batch(rule, dtype=torch.float32)
+    assert rule.probe(net, state, b, 0.1)[0].isfinite().all()
+    with pytest.raises(RuleError, match="cannot be batched over directions: leave rule"):
+        replace(rule, abreast=4).probe(net, state, b, 0.1)
