@@ -7,7 +7,7 @@ import torch
 from fedforward.algorithms import SPSA
 from fedforward.algorithms.directions import Directions
 from fedforward.algorithms.ledger import Ledger
-from fedforward.algorithms.replica import Replica, TornHistory, shared
+from fedforward.algorithms.replica import Replica, TornHistory, fingerprint, shared
 from fedforward.algorithms.seeds import Place
 
 POOL, STEPS, K, SEED = 64, 400, 5, 3
@@ -111,3 +111,19 @@ def test_a_round_is_taken_once_and_none_is_left_out():
 def test_a_replica_takes_no_arrays_of_another_model():
     with pytest.raises(ValueError, match="not those of a replica"):
         Replica(SPSA(), SEED, model()).become(1, {"0.weight": torch.zeros(3)}, b"")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("pool", [0, POOL])
+def test_a_replay_on_a_gpu_ends_in_the_bits_of_the_cpu(pool):
+    assert replayed(pool, "cuda") == replayed(pool, "cpu")
+
+
+def replayed(pool, device):
+    """Return the fingerprint of a model that has followed 20 rounds on a device."""
+    rule = SPSA(directions=K, pool=pool, momentum=0.9 if pool else 0.0)
+    replica = Replica(rule, SEED, {key: p.to(device) for key, p in model().items()})
+    g = torch.Generator().manual_seed(2)
+    for t in range(20):
+        replica.take(shared(t + 1, 0.05, torch.randn(K, generator=g)))
+    return fingerprint(replica.current())
