@@ -96,7 +96,8 @@ def draw(courses: pd.DataFrame) -> Figure:
             axes.plot(seen[key] / unit, seen["accuracy"], label=rule, lw=1.6, markersize=5, **look)
     styled(left, "million forward passes of a sample, all clients", "test accuracy").legend(frameon=False)
     styled(right, "bytes up and down, all clients", "")
-    byte_axis(right.xaxis, 0, courses["bytes"].max())
+    right.set_xscale("log")
+    byte_axis(right.xaxis, courses.loc[courses["bytes"] > 0, "bytes"].min(), courses["bytes"].max())
     accuracy_axis(left.yaxis)
     return figure
 
@@ -121,7 +122,9 @@ def main(
             said = [f"{r.round} | {r.forward / 1e6:.1f} | {format_bytes(r.bytes)}" for r in first.itertuples()]
             cells += said or ["–"]
         table.add_row(rule, *cells, f"{100 * seen['accuracy'].max():.2f} %")
-    Console(file=sys.stdout).print(table)
+    console = Console(file=sys.stdout)
+    console.width = max(console.width, 132)  # what it takes
+    console.print(table)
     every = pd.concat(courses)
     every.to_csv(runs_dir / "courses.csv", index=False, float_format="%.6g")
     draw(every).savefig(runs_dir / "courses.png")
