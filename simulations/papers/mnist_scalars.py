@@ -90,14 +90,15 @@ def draw(courses: pd.DataFrame) -> Figure:
     """Return the picture: accuracy against forward passes, and against bytes, a line a rule."""
     figure = Figure(figsize=(12, 4.6), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
+    right.set_xscale("log")
+    courses = courses[courses["bytes"] > 0]
     for i, (rule, seen) in enumerate(courses.groupby("rule", sort=False)):
         for axes, key, unit in ((left, "forward", 1e6), (right, "bytes", 1)):
             look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markevery": 0.1}
             axes.plot(seen[key] / unit, seen["accuracy"], label=rule, lw=1.6, markersize=5, **look)
     styled(left, "million forward passes of a sample, all clients", "test accuracy").legend(frameon=False)
     styled(right, "bytes up and down, all clients", "")
-    right.set_xscale("log")
-    byte_axis(right.xaxis, courses.loc[courses["bytes"] > 0, "bytes"].min(), courses["bytes"].max())
+    byte_axis(right.xaxis, courses["bytes"].min(), courses["bytes"].max())
     accuracy_axis(left.yaxis)
     return figure
 
