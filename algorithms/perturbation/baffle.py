@@ -27,9 +27,9 @@ class Baffle(ScalarRule):
     """Finite differences of the loss along shared sign directions.
 
     Stores during a step: what inference stores, or what a slice of signs needs if that is more. Parameters are
-    perturbed in place, slice by slice, and put back the same way, which leaves them within two units in the last place
-    of |w| + σ (central: 3/2 for each direction, as `spsa`); a client that goes on from its own copy should take the
-    server's next model or replay the scalars.
+    perturbed in place, slice by slice, and put back the same way before the next loss, which leaves them within two
+    units in the last place of |w| + σ; a client that goes on from its own copy should take the server's next model or
+    replay the scalars.
 
     Departs from the paper: directions are signs, not Gaussian (lower variance, and the same bits on every machine);
     clients share them, as the protocol says, unless `own`, as the released code has it; plain SGD where the code has
@@ -67,7 +67,7 @@ class Baffle(ScalarRule):
         if not central:
             origin, stats = loss_at(net, state.params, batch)
         shifts = (self.sigma, -self.sigma) if central else (self.sigma,)
-        for some, losses, last in losses_along(self, net, state.params, batch, shifts):
+        for some, losses, last in losses_along(self, net, state.params, batch, shifts, home=True):
             if central:
                 origin, stats = losses.pop(), last
             scalars[some] = losses.pop() - origin

@@ -39,12 +39,14 @@ def losses_along(
     shifts: Sequence[float],
     dropout: float = 0.0,
     add: Add | None = None,
+    home: bool = False,
 ) -> Iterator[tuple[slice, list[Tensor], Stats]]:
     """Yield (which directions, their losses at w + c z_k for each c of `shifts`, stats of the last pass).
 
     Of one direction a loss is 0-dim, of several abreast (P,). Parameters end as they began: abreast to the bit, in
-    place within rounding, by half a unit in the last place for each shift and one for the way back. What is yielded
-    is to be dropped before the next is asked for.
+    place within rounding, by half a unit in the last place for each shift and one for the way back; with `home` that
+    does not add up over directions, since there and back from where that ends is the same way again. What is yielded is
+    to be dropped before the next is asked for.
 
     Args:
         rule: has the directions' number, how many are looked along abreast, and the chunk.
@@ -54,6 +56,7 @@ def losses_along(
         shifts: c.
         dropout: see `loss_at`.
         add: moves parameters in place; None: `Directions.add`.
+        home: go back to w between two shifts of a direction, for one pass over the parameters more.
     """
     loss = partial(loss_at, net, batch=batch, dropout=dropout)
     add = partial(add or batch.draws.add, chunk=rule.chunk)
@@ -65,6 +68,9 @@ def losses_along(
                 add(params, group.start, c - at)
                 found, stats = loss(params)
                 at = c
+                if home:
+                    add(params, group.start, -at)
+                    at = 0.0
             else:
                 found, stats = batched(loss)(_members(params, group, partial(add, c=c)))
                 stats = Stats(*(each[-1] for each in stats))

@@ -7,8 +7,8 @@ and n_i its samples, over the clients that took step j:
     s̄_j = Σ_i n_i s_i,j / Σ_i n_i            w ← descend(w, directions of (seed, round, j), s̄_j)      j = 0, 1, …
 
 Where clients share directions their mean (or a robust mean) is all that anybody needs; where each has its own, all
-answers count and all are passed on. No model travels in either direction unless it is the shortest way: a client is
-told of the rounds it missed, or given the ledger (see `server.scalars` and `algorithms.replica`).
+answers count, and of each what the rule passes on. No model travels in either direction unless it is the shortest way:
+a client is told of the rounds it missed, or given the ledger (see `server.scalars` and `algorithms.replica`).
 """
 
 from __future__ import annotations

@@ -22,10 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..comparison.cells import finished
 from ..experiment import Experiment
-from ..terminal import Watcher, headline, say
-from ..world import resolved
+from .script import asked, run_of
 
 TWO, THREE = [1000, 1000], [1000, 1000, 1000]
 # The same in both columns. Chosen by test accuracy over one seed, with unequal effort: dfa about a dozen settings,
@@ -62,13 +60,7 @@ def experiment(rule: str, kind: str, data: str) -> Experiment:
 
 def accuracies(cell: Experiment, runs: Path) -> dict[int, float]:
     """Run a cell unless it is there, and return test accuracy by round."""
-    console = Console(stderr=True)
-
-    def watch(running: Experiment, done: int) -> Watcher:
-        say(console, headline(running))
-        return Watcher(console, running, done)
-
-    rounds = finished(resolved(cell), runs, watch).rounds.dropna(subset="accuracy")
+    rounds = run_of(cell, runs).rounds.dropna(subset="accuracy")
     return dict(zip(rounds["round"].tolist(), rounds["accuracy"].tolist(), strict=True))
 
 
@@ -83,7 +75,7 @@ def main(
     table = Table(title="MNIST test accuracy, %: federated after round …, central after 10 epochs")
     for heading in ("rule", *map(str, shown), "central", "gap"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "rule" else "right")
-    for rule in rules.split(","):
+    for rule in asked(rules, SETTINGS):
         central = accuracies(experiment(rule, "central", data), runs_dir)[CENTRAL["rounds"]]
         federated = accuracies(experiment(rule, "federated", data), runs_dir)
         gap = 100 * (central - federated[FEDERATED["rounds"]])

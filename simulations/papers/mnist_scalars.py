@@ -29,31 +29,30 @@ from rich.table import Table
 
 from ...client.plan import Planner
 from ..axes import accuracy_axis, byte_axis, styled
-from ..comparison.cells import finished
 from ..experiment import Experiment
 from ..formats import format_bytes
 from ..parts import build_data, build_network
 from ..summary import COLOURS, MARKERS
-from ..terminal import Watcher, headline, say
-from ..world import resolved
+from .script import asked, run_of
 
 MODEL = {"activation": "tanh"}
 DATA = {"standardize": True, "resize": 14}
 SCALARS: dict[str, Any] = {
     "rounds": 1250, "local_steps": 1, "batch_size": 64, "lr_schedule": "cosine", "evaluate_every": 50,
-    "strategy": {"normalize": True},
 }  # fmt: skip
 HALF = {**SCALARS, "rounds": 625}  # as many passes a round, and fewer hours for those who follow
 WEIGHTS: dict[str, Any] = {"rounds": 30, "batch_size": 32}
 OWN = {"own": True, "chunk": 32768}  # a slice is the whole network: a tenth of the time, and memory is not asked here
-# One setting each, found in runs of some minutes with baffle alone; the others' are made of it.
+UNIT: dict[str, Any] = {"strategy": {"normalize": True}}  # steps of length η: the noise of K directions has any
+# One setting each. Looked for with baffle alone, by test accuracy, in its first rounds and on an estimate of its course
+# (the gradient and the noise that K directions add); the others' are made of that.
 SETTINGS: dict[str, dict[str, Any]] = {
     "backprop": {"lr": 0.1, **WEIGHTS},
     "local-forward-gradient": {**WEIGHTS},
-    "baffle": {"lr": 0.15, **SCALARS, "rule": {**OWN, "directions": 20, "sigma": 1e-4}},
-    "spsa": {"lr": 0.12, **HALF, "rule": {**OWN, "directions": 10}},
-    "forward-gradient": {"lr": 0.12, **HALF, "rule": {**OWN, "directions": 10}},
-    "evolution": {"lr": 0.8, **HALF, "rule": {**OWN, "directions": 10, "sigma": 0.01}, "strategy": {}},
+    "baffle": {"lr": 0.15, **SCALARS, **UNIT, "rule": {**OWN, "directions": 20, "sigma": 1e-4}},
+    "spsa": {"lr": 0.12, **HALF, **UNIT, "rule": {**OWN, "directions": 10}},
+    "forward-gradient": {"lr": 0.12, **HALF, **UNIT, "rule": {**OWN, "directions": 10}},
+    "evolution": {"lr": 0.8, **HALF, "rule": {**OWN, "directions": 10, "sigma": 0.01}},
 }
 GOALS = (0.5, 0.8, 0.9, 0.93)
 
@@ -69,13 +68,7 @@ def experiment(rule: str, data: str) -> Experiment:
 
 def course(cell: Experiment, runs: Path) -> pd.DataFrame:
     """Run a cell unless it is there; return accuracy, forward passes and bytes so far, a row an evaluated round."""
-    console = Console(stderr=True)
-
-    def watch(running: Experiment, done: int) -> Watcher:
-        say(console, headline(running))
-        return Watcher(console, running, done)
-
-    rounds = finished(resolved(cell), runs, watch).rounds
+    rounds = run_of(cell, runs).rounds
     one = Planner(build_network(cell, build_data(cell))).forward(1).flops
     so_far = pd.DataFrame({
         "round": rounds["round"],
@@ -114,7 +107,7 @@ def main(
     for heading in ("rule", *(f"{goal:.0%}" for goal in GOALS), "best"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "rule" else "right")
     courses = []
-    for rule in rules.split(","):
+    for rule in asked(rules, SETTINGS):
         seen = course(experiment(rule, data), runs_dir)
         courses.append(seen.assign(rule=rule))
         cells = []

@@ -67,16 +67,16 @@ def test_the_bias_shrinks_with_sigma_as_the_scheme_promises(scheme, order):
     assert abs(slope - order) < 0.1
 
 
-@pytest.mark.parametrize(("scheme", "units"), [("forward", 2), ("central", 1.5 * 64)])
+@pytest.mark.parametrize("scheme", ["forward", "central"])
 @pytest.mark.parametrize("name", ["mlp", "lenet"])
-def test_probe_leaves_parameters_within_some_units_in_the_last_place(name, scheme, units):
+def test_probe_leaves_parameters_within_two_units_in_the_last_place(name, scheme):
     rule, net = Baffle(directions=64, scheme=scheme), network(name)
     state = rule.init(net, seed=1)
     before = copied(state).params
     rule.probe(net, state, batch(rule, dtype=torch.float32), 0.1)
     for key, p in state.params.items():
         unit = torch.finfo(p.dtype).eps * (before[key].abs() + rule.sigma)
-        assert ((p - before[key]).abs() <= units * unit).all()
+        assert ((p - before[key]).abs() <= 2 * unit).all()
 
 
 def apply(rule, chunk=65536, seed=0):

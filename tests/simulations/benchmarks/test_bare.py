@@ -6,7 +6,7 @@ import pytest
 import torch
 from fedforward.simulations.benchmarks import bare
 
-ROUNDS = 2
+ROUNDS = 3
 
 
 @cache
