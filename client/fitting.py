@@ -150,10 +150,7 @@ class _Way:
 
 def evaluation_batch(planner: Planner, rule: Rule, limit: int) -> int:
     """Return the largest of 1024, 512, … samples whose inference needs at most `limit` bytes; 1 may need more."""
-    size = 1024
-    while size > 1 and planner.inference(rule, size).peak > limit:
-        size //= 2
-    return size
+    return 2 ** _largest(0, 10, lambda k: planner.inference(rule, 2**k).peak <= limit)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:

@@ -138,7 +138,6 @@ def test_the_baseline_pays_what_plain_pytorch_pays(net):
 def test_a_step_gives_back_every_byte_and_repeats_to_the_byte(rule, net):
     rule, net = RULES[rule], network(net)
     state, b = rule.init(net, seed=0), batch(rule, dtype=torch.float32)
-    gc.collect()
     gc.disable()  # a reference cycle would keep tensors alive until some later collection
     try:
         first, second = metered(rule, net, state, b), metered(rule, net, state, b)

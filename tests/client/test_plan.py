@@ -19,12 +19,12 @@ from fedforward.scalar_wire import News, Terms
 from flwr.app import ConfigRecord
 
 SHAPES = {"mlp": (1, 28, 28), "lenet": (1, 28, 28), "cnn": (3, 32, 32)}
-LIKE_BAFFLE = {"spsa", "evolution", "zo-adam"}  # on the largest network, where drawing signs is what takes time
+ON_THE_LARGEST = {"backprop", "backprop-fused", "mono-forward", "forward-forward", "dfa", "baffle"}  # others: slow
 ALL = [
     pytest.param(
         rule,
         model,
-        marks=[pytest.mark.slow] * bool((rule in ALIKE and model != "mlp") or (rule in LIKE_BAFFLE and model == "cnn")),
+        marks=[pytest.mark.slow] * (rule not in ON_THE_LARGEST if model == "cnn" else rule in ALIKE and model != "mlp"),
     )
     for rule in RULES
     for model in SHAPES
@@ -84,7 +84,7 @@ def test_the_planned_peak_is_the_real_one_and_budgets_bind_at_it(rule, model, si
         gc.enable()
 
 
-@pytest.mark.parametrize("micro", [1, 3, 5, 8, 9])
+@pytest.mark.parametrize("micro", [1, 3, *(pytest.param(micro, marks=pytest.mark.slow) for micro in (5, 8, 9))])
 @pytest.mark.parametrize("rule", mostly(name for name, rule in VARIANTS.items() if not rule.unsplittable))
 def test_a_batch_in_parts_is_planned_as_it_runs(rule, micro):
     rule, net = VARIANTS[rule], small_network("lenet")
