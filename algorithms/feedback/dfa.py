@@ -5,21 +5,33 @@ A. Nøkland, "Direct Feedback Alignment Provides Learning in Deep Neural Network
     e = (softmax(z_L) − y*) / B       dW_L = eᵀ a_{L−1}                       (the true gradient, output block)
     da_l = e B_l                      dW_l = (da_l · f'(z_l))ᵀ a_{l−1}        (hidden block l)
 
-B_l (C × n_l) is uniform in ±β/√n_l, drawn from the run seed, the same on every client, and never sent: clients that
-aligned to different matrices could not be averaged.
+B_l (C × n_l) is drawn from the run seed, the same on every client, and never sent: clients that aligned to different
+matrices could not be averaged. Its size does not depend on the layer's beyond 1/√n_l, so that ‖da_l‖ ~ ‖e‖ everywhere:
+
+    uniform    U(−1, 1) β/√n_l             Launay et al., "DFA Scales to Modern Deep Learning", arXiv 2006.12878, 2020
+    normal     N(0, 1) β/√(C n_l)          Launay, Poli & Krzakala, "Principled Training ... with DFA", arXiv 1906.04554
+    sign       ±1 β/√n_l                   ternary: −1, 0 or 1 with equal chances, times β/√n_l
+
+A photonic co-processor (Launay et al., arXiv 2012.06373, 2020) takes an error of −1, 0 and 1 and answers with noise:
+
+    q = sign(e) · 1[|e| > τ max|e|] · ‖e‖/‖·‖       da_l = q B_l + ν ‖q B_l‖/√n_l · N(0, 1)       for each sample
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, GradientRule, State, Stats, softmax_error_and_stats
-from ..seeds import Purpose, generator
+from ..perturbation.noise import normals, seeds
+from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error_and_stats
+from ..seeds import Place, Purpose, generator
+
+FEEDBACKS = ("uniform", "normal", "sign", "ternary")
 
 
 @dataclass(frozen=True)
@@ -30,12 +42,15 @@ class DFA(GradientRule):
     linear with an activation, the graph inside it. The feedback is injected after a block's activation and pooling.
 
     Attributes:
-        scale: β, the size of the feedback; hidden blocks learn in proportion to it. 1 is TinyDFA's normalisation
-            (Launay et al., arXiv 2006.12878, 2020), with which wide networks learn slowly; β = √n_l is plain uniform
-            ±1 feedback and wants a lower lr.
+        scale: β, the size of the feedback; hidden blocks learn in proportion to it. With 1 wide networks learn slowly;
+            β = √n_l is plain uniform ±1 feedback and wants a lower lr.
+        feedback: how B is drawn: "uniform", "normal", "sign" or "ternary".
+        ternarise: τ, the part of a sample's largest error below which it counts as 0; 0 takes the error as it is.
+        noise: ν, noise of the projection beside its root mean square, drawn from the step's place.
 
-    Departs from the paper: the feedback is divided by √n_l, as TinyDFA does. Tanh networks align better than ReLU:
-    `--set model.activation=tanh`.
+    Departs from the paper: the feedback is divided by √n_l, as in the later ones. Of the co-processor there are noise
+    and a ternary error, whose length is kept so that lr means the same, but not the intensities that it measures.
+    Tanh networks align better than ReLU: `--set model.activation=tanh`.
     """
 
     name: ClassVar[str] = "dfa"
@@ -47,13 +62,27 @@ class DFA(GradientRule):
     lr: float = 0.05
     momentum: float = 0.9
     scale: float = 1.0
+    feedback: Literal["uniform", "normal", "sign", "ternary"] = "uniform"
+    ternarise: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feedback not in FEEDBACKS:
+            raise RuleError(f"unknown feedback '{self.feedback}': use one of {', '.join(FEEDBACKS)}")
+        if not 0 <= self.ternarise < 1 or self.noise < 0:
+            raise RuleError("dfa needs 0 ≤ rule.ternarise < 1 and rule.noise ≥ 0")
+
+    def draw(self, place: Place, batch_size: int, classes: int) -> Tensor | None:
+        """Return a seed for the noise of each sample, (B,) int64, if there is any."""
+        return seeds(place, batch_size) if self.noise else None
 
     def init(self, net: Network, seed: int) -> State:
         """Return the network's weights and fixed feedback "{l}.feedback" (C, features of block l)."""
         params, fixed = net.init(seed), {}
         for i in net.hidden:
             width = torch.Size(net.sizes[i]).numel()
-            draws = generator(seed, Purpose.FIXED, i).uniform(-1, 1, (net.classes, width))
+            draws = self._drawn(generator(seed, Purpose.FIXED, i), (net.classes, width))
             fixed[f"{i}.feedback"] = torch.from_numpy(self.scale * draws / width**0.5).to(torch.float32)
         return State(params, fixed, self.slots(params))
 
@@ -71,12 +100,38 @@ class DFA(GradientRule):
         error, stats = softmax_error_and_stats(x, batch)
         self.update(state, pull(error), lr)
         del x, pull
+        error = _ternary(error, self.ternarise) if self.ternarise else error
         for i in reversed(net.hidden):
             shape, pull = pulls.pop()
-            self.update(state, pull((error @ state.fixed[f"{i}.feedback"]).view(shape)), lr)
+            self.update(state, pull(self._project(error, state, batch, i).view(shape)), lr)
             del pull
         return stats
+
+    def _drawn(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+        """Return feedback of size 1: C × n_l."""
+        if self.feedback == "uniform":
+            return rng.uniform(-1, 1, shape)
+        if self.feedback == "normal":
+            return rng.standard_normal(shape) / shape[0] ** 0.5
+        return rng.choice([-1.0, 1.0] if self.feedback == "sign" else [-1.0, 0.0, 1.0], shape)
+
+    def _project(self, error: Tensor, state: State, batch: Batch, i: int) -> Tensor:
+        """Return the error (..., B, C) as block i sees it, (..., B, n)."""
+        projected = error @ state.fixed[f"{i}.feedback"]
+        if self.noise:
+            noise = normals(batch.draws, i, projected.shape[-1], projected.dtype)
+            noise *= self.noise * projected.square().mean(-1, keepdim=True).sqrt_()
+            projected += noise
+        return projected
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
         """Return the network's output (B, classes)."""
         return net.forward(state.params, x)
+
+
+def _ternary(error: Tensor, threshold: float) -> Tensor:
+    """Return each sample's error (..., C) as −1, 0 and 1, of the length it had."""
+    size = error.abs()
+    ternary = error.sign().mul_(size > threshold * size.amax(-1, keepdim=True))
+    length = ternary.norm(dim=-1, keepdim=True).clamp_min_(1)  # 0 only where the error is 0
+    return ternary.mul_(error.norm(dim=-1, keepdim=True) / length)

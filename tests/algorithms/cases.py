@@ -63,6 +63,7 @@ RULES = {
     "forward-forward": ForwardForward(lr=0.01),
     "forward-forward-one-pass": ForwardForward(lr=0.01, inference="one-pass"),
     "dfa": DFA(lr=0.1),
+    "dfa-photonic": DFA(lr=0.1, feedback="ternary", ternarise=0.2, noise=0.3),
     "baffle": Baffle(directions=3),
     "baffle-central": Baffle(directions=3, scheme="central"),
     "spsa": SPSA(directions=2),
@@ -87,7 +88,7 @@ RULES = {
 
 # Rows whose passes are like another's: where a test is long, theirs are slow ones.
 ALIKE = {
-    "spsa-dropout", "zo-sign", "zo-conserve", "fedkseed", "evolution-plain", "sparse-evolution",
+    "dfa-photonic", "spsa-dropout", "zo-sign", "zo-conserve", "fedkseed", "evolution-plain", "sparse-evolution",
     "genetic", "consensus", "forward-gradient-projection", "likelihood-ratio-orthogonal",
 }  # fmt: skip
 
