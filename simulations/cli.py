@@ -1,4 +1,4 @@
-"""The command line: fedforward run | compare | plan | rules | report | bench.
+"""The command line: fedforward run | compare | plan | rules | papers | report | bench.
 
 Results go to standard output (one JSON object with `--json`), everything else to standard error. Exit code 0 is a
 finished run, 2 a mistake in what was asked (one line says which and what to do), 130 an interrupted run. With
@@ -14,7 +14,6 @@ import os
 import shlex
 import sys
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, get_type_hints
@@ -26,14 +25,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from .. import __version__
 from ..algorithms import RULES
 from ..server.records import NotARun, RunInUse, read_run
 from ..server.rounds import RunFailed
-from . import parts
+from . import describing, parts
 from .benchmarks.bench import PARTS as BENCH_PARTS
 from .benchmarks.bench import bench as run_bench
 from .benchmarks.settings import Settings
@@ -45,6 +42,9 @@ from .comparison.settings import own_settings
 from .comparison.terminal import as_object, show
 from .engines.choice import choose
 from .experiment import Experiment, ExperimentError, from_toml
+from .papers import telling
+from .papers.pages import pages, rows
+from .papers.script import run_of
 from .planning.picture import draw_plan
 from .planning.question import plan_for
 from .planning.table import plan_text
@@ -209,29 +209,44 @@ def plan(
 
 
 @app.command()
-def rules(as_json: Json = False) -> None:
-    """List the learning rules."""
-    described = [
-        {
-            "name": rule.name,
-            "family": rule.family,
-            "travels": rule.travels,
-            "autograd": rule.autograd,
-            "paper": rule.paper,
-            "lr": rule.lr,
-        }
-        for rule in RULES.values()
-    ]
+def rules(
+    describe: Annotated[
+        str | None, typer.Option(help="All about one rule: equations, what it stores and sends, options.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the learning rules, or describe one."""
+    if describe is not None:
+        told = describing.page(parts.rule_named(describe))
+        _print_json(told) if as_json else print(describing.page_text(told))
+    elif as_json:
+        _print_json({"rules": [describing.facts(rule) for rule in RULES.values()]})
+    else:
+        describing.print_list(Console())
+
+
+@app.command()
+def papers(
+    names: Annotated[list[str] | None, typer.Argument(help="Rules; all that have a page if none is named.")] = None,
+    wanted: Annotated[bool, typer.Option("--run", help="Run what is not there yet, or go on with it.")] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder that holds data sets by their names; else they are the hub's.")
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = RUNS / "papers",
+    as_json: Json = False,
+) -> None:
+    """Lay each rule's published accuracy beside that of our recorded runs, with one client and with ten."""
+    found = pages(names or [], data_dir)
+    for page in found if wanted else ():
+        for line in page.lines.values():
+            run_of(line, runs_dir)
+    lines = [row for page in found for row in rows(page, runs_dir)]
     if as_json:
-        _print_json({"rules": described})
+        _print_json({"papers": lines})
         return
-    for family, members in groupby(described, key=lambda rule: rule["family"]):
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(min_width=max(len(rule["name"]) for rule in described), style="bold", no_wrap=True)
-        for rule in members:
-            facts = f"sends {rule['travels']}; autograd: {rule['autograd']}"
-            table.add_row(rule["name"], Text.assemble(facts, "\n", (rule["paper"], "dim")))
-        Console().print(Text(family, "cyan"), table, "", sep="\n", highlight=False)
+    for page in found if names else ():
+        print(telling.text(page, data_dir), end="\n\n")
+    Console().print(telling.table(lines))
 
 
 @app.command()

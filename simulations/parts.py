@@ -29,14 +29,20 @@ from .refusal import DataError
 MISTAKES = (ExperimentError, DataError, DeviceError, RuleError, NetworkError)
 
 
+def rule_named(name: str) -> type[Rule] | Rule:
+    """Return the rule of a name: a class, or an object of a user's."""
+    rule = named("rule", name, RULES)
+    if not isinstance(rule, Rule) and not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise ExperimentError(f"rule '{name}' is {_kind(rule)}, not a fedforward.algorithms.Rule")
+    return rule
+
+
 def build_rule(experiment: Experiment) -> Rule:
     """Return the rule an experiment names, with its options and learning rate."""
     options = dict(experiment.set.get("rule", {}))
     if experiment.lr is not None:
         options["lr"] = experiment.lr
-    rule = named("rule", experiment.rule, RULES)
-    if not isinstance(rule, Rule) and not (isinstance(rule, type) and issubclass(rule, Rule)):
-        raise ExperimentError(f"rule '{experiment.rule}' is {_kind(rule)}, not a fedforward.algorithms.Rule")
+    rule = rule_named(experiment.rule)
     with blamed_on(f"rule '{experiment.rule}'"):
         if isinstance(rule, Rule):
             return dataclasses.replace(rule, **checked_options("rule", type(rule), options))

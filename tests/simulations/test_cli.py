@@ -80,6 +80,20 @@ def test_rules(cli, monkeypatch):
     assert all(any(line.startswith(f"{name} ") for line in lines) for name in RULES)
 
 
+@pytest.mark.parametrize("name", ["dfa", "fedforward.algorithms.feedback.dfa:DFA"])
+def test_rules_describes_one_with_its_equations_and_every_option(cli, name):
+    said = cli("rules", "--describe", name).out
+    assert "da_l = e B_l" in said and "Stores during a step" in said and "arXiv 1609.01596" in said
+    for option, default in (("rule.scale=", "1.0"), ("rule.feedback=", "uniform"), ("--lr", "0.05")):
+        assert any(option in line and line.endswith(default) for line in said.splitlines())
+    assert json.loads(cli("rules", "--describe", name, "--json").out)["options"]["momentum"] == 0.9
+
+
+def test_what_is_no_rule_is_not_described(cli):
+    assert "did you mean dfa?" in cli("rules", "--describe", "dfaa").err
+    assert "not a fedforward.algorithms.Rule" in cli("rules", "--describe", "json:loads").err
+
+
 def test_report_of_one_run_and_of_two(cli, finished, tmp_path):
     assert cli("report", "runs/it").out == "runs/it/report.html\n"
     assert json.loads(cli("report", "runs/it", "--output", "there", "--json").out) == {"path": "there/report.html"}

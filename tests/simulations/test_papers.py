@@ -1,8 +1,14 @@
-"""The experiments of the papers are ones that can be run."""
+"""The experiments of the papers are ones that can be run, and what is told of them is what the run database says."""
+
+import json
 
 import pandas as pd
 import pytest
-from fedforward.simulations.papers import mnist_dense, mnist_scalars
+import typer
+from fedforward.algorithms import RULES
+from fedforward.server.records import read_run
+from fedforward.simulations.papers import mnist_dense, mnist_scalars, pages
+from fedforward.simulations.papers.script import asked
 from fedforward.simulations.world import build, resolved
 
 LINES = [mnist_scalars.experiment(rule, "digits") for rule in mnist_scalars.SETTINGS]
@@ -33,3 +39,63 @@ def test_courses_are_told_kept_and_drawn(tmp_path, monkeypatch, capsys):
     assert "spsa" in told and "best" in told
     assert kept.groupby("rule")["round"].max().to_dict() == {"spsa": 2, "backprop": 2}
     assert (tmp_path / "courses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_rule_is_answered_with_the_near_one():
+    assert asked("spsa, baffle", mnist_scalars.SETTINGS) == ["spsa", "baffle"]
+    with pytest.raises(typer.BadParameter, match="unknown rule of this script 'bafle': did you mean baffle"):
+        asked("bafle", mnist_scalars.SETTINGS)
+
+
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
+def test_a_page_is_of_a_rule_and_its_lines_are_experiments_that_can_be_built(page):
+    assert page.name in RULES and page.claim and page.source and page.differs
+    assert page.published is None or 0.1 < page.published < 1
+    for name, line in page.lines.items():
+        assert line.rule == page.name and line.clients == {"central": 1, "federated": 10}[name]
+        build(resolved(line.replace(data="digits")))
+
+
+PAGE = """
+claim = "All is well."
+source = "table 1"
+published = 0.5
+differs = "in nothing"
+[experiment]
+rule = "backprop"
+data = "digits"
+rounds = 2
+[experiment.set.model]
+hidden = [8]
+[federated]
+rounds = 1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "backprop.toml").write_text(PAGE)
+    monkeypatch.setattr(pages, "FOLDER", tmp_path / "pages")
+
+
+def test_papers_lays_what_was_published_beside_what_was_recorded(cli, folder, no_report, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    told = json.loads(cli("papers", "--json").out)["papers"]
+    assert [(row["line"], row["ours"], row["status"]) for row in told] == [
+        ("central", None, "not run"), ("federated", None, "not run"),
+    ]  # fmt: skip
+    said = cli("papers", "backprop", "--run").out
+    for line, rounds in (("central", 2), ("federated", 1)):
+        recorded = read_run(pages.Path("runs/papers") / f"backprop-{line}").rounds["accuracy"].iloc[-1]
+        assert f"{100 * recorded:.2f}" in said and f"{100 * (recorded - 0.5):+.2f}" in said and f"{rounds}/" in said
+    assert "All is well." in said and "fedforward papers backprop --run" in said
+    assert cli("papers", "backprp").err.startswith("error: unknown page of a rule 'backprp': did you mean backprop?")
+
+
+def test_a_run_of_other_settings_is_not_taken_for_a_papers(cli, folder, no_report, tmp_path):
+    cli("papers", "--run")
+    page = tmp_path / "pages" / "backprop.toml"
+    page.write_text(page.read_text().replace("hidden = [8]", "hidden = [9]"))
+    refused = cli("papers")
+    assert refused.code == 2 and "holds a run with other settings" in refused.err

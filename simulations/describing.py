@@ -1,0 +1,65 @@
+"""The rules in words: what `fedforward rules` lists, and the whole page of one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..algorithms import RULES, Rule
+
+
+def facts(rule: type[Rule] | Rule) -> dict[str, Any]:
+    """Return what a rule says of itself in a row."""
+    return {
+        "name": rule.name or _class(rule).__name__,
+        "family": rule.family,
+        "travels": rule.travels,
+        "autograd": rule.autograd,
+        "paper": rule.paper,
+        "lr": rule.lr,
+    }
+
+
+def page(rule: type[Rule] | Rule) -> dict[str, Any]:
+    """Return a rule whole: its facts, the equations its file opens with, what it stores, and its options' defaults."""
+    return facts(rule) | {
+        "equations": inspect.getdoc(sys.modules[_class(rule).__module__]) or "",
+        "description": inspect.getdoc(_class(rule)) or "",
+        "options": {f.name: getattr(rule, f.name, f.default) for f in dataclasses.fields(rule) if f.name != "lr"},
+    }
+
+
+def _class(rule: type[Rule] | Rule) -> type[Rule]:
+    return rule if isinstance(rule, type) else type(rule)
+
+
+def page_text(said: dict[str, Any]) -> str:
+    """Return a rule's page as text, no line of which is folded."""
+    options = [("--lr", said["lr"]), *((f"--set rule.{name}=", value) for name, value in said["options"].items())]
+    width = max(len(name) for name, _ in options)
+    return "\n\n".join([
+        f"{said['name']}: {said['paper'] or 'no paper is named'}\n"
+        f"sends {said['travels']}; autograd: {said['autograd']}",
+        said["equations"],
+        said["description"],
+        "\n".join(["Options and their defaults:", *(f"    {name:<{width}}  {value}" for name, value in options)]),
+    ])  # fmt: skip
+
+
+def print_list(console: Console) -> None:
+    """Print all built-in rules, by family."""
+    width = max(map(len, RULES))
+    for family, members in groupby(RULES.values(), key=lambda rule: rule.family):
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(min_width=width, style="bold", no_wrap=True)
+        for rule in members:
+            said = f"sends {rule.travels}; autograd: {rule.autograd}"
+            table.add_row(rule.name, Text.assemble(said, "\n", (rule.paper, "dim")))
+        console.print(Text(family, "cyan"), table, "", sep="\n", highlight=False)

@@ -1,0 +1,92 @@
+"""The rules' papers: what was published, beside what the same rule comes to here. A TOML file a rule.
+
+A page holds the claim and its source, the published test accuracy, in what our setting differs, and an experiment: all
+samples on one client ("central"), and the same on ten, IID ("federated"; a table of that name changes what it names).
+Lines are recorded runs: ours is the last accuracy in the run database, never a number in a file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...server.records import NotARun, read_run
+from ..experiment import Experiment, ExperimentError, choose, from_mapping
+from ..world import resolved
+
+FOLDER = Path(__file__).parent
+LINES = {"central": {"clients": 1, "holdout": 0.0, "epochs": 1}, "federated": {"clients": 10}}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A rule's page.
+
+    Attributes:
+        name: of the file, and of the rule.
+        claim: what the paper says of its rule.
+        source: where the published number stands.
+        published: test accuracy there, 0 … 1; None if none was found.
+        differs: how our setting is not the paper's.
+        lines: an experiment each, by "central" and "federated".
+    """
+
+    name: str
+    claim: str
+    source: str
+    published: float | None
+    differs: str
+    lines: dict[str, Experiment]
+
+
+def pages(names: Iterable[str] = (), data_dir: Path | None = None) -> list[Page]:
+    """Return the pages of these rules, or all.
+
+    Args:
+        names: of rules.
+        data_dir: folder that holds data sets under their names; else they are the hub's.
+
+    Raises:
+        ExperimentError: for a name without a page.
+    """
+    there = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+    for name in names:
+        choose("page of a rule", name, there)
+    return [_read(there[name], data_dir) for name in (list(names) or there)]
+
+
+def rows(page: Page, runs: Path) -> list[dict[str, Any]]:
+    """Return a row a line: what was published, what ours came to, and after how many rounds; None where nothing ran."""
+    return [
+        {"rule": page.name, "line": line, "published": page.published} | _ours(asked, runs)
+        for line, asked in page.lines.items()
+    ]
+
+
+def _read(path: Path, data_dir: Path | None) -> Page:
+    values = tomllib.loads(path.read_text())
+    asked, lines = values.pop("experiment"), {}
+    own = values.pop("federated", {})
+    for line, common in LINES.items():
+        found = from_mapping(asked | common | (own if line == "federated" else {}) | {"name": f"{path.stem}-{line}"})
+        local = data_dir / found.data if data_dir else None
+        lines[line] = found.replace(data=str(local)) if local and local.exists() else found
+    return Page(path.stem, values["claim"], values["source"], values.get("published"), values["differs"], lines)
+
+
+def _ours(asked: Experiment, runs: Path) -> dict[str, Any]:
+    """Return what the run database says of a line; a run of other settings, but for the data's place, is another's."""
+    found: dict[str, Any] = {"ours": None, "rounds": None, "of": asked.rounds, "status": "not run"}
+    try:
+        run = read_run(runs / asked.name)
+    except NotARun:
+        return found
+    there = from_mapping(tomllib.loads(run.info["experiment"]))
+    if there.replace(data=asked.data, engine=asked.engine, devices=asked.devices) != resolved(asked):
+        raise ExperimentError(f"{runs / asked.name} holds a run with other settings: remove it, or choose --runs-dir")
+    seen = run.rounds.dropna(subset="accuracy").tail(1)
+    last = {"ours": float(seen["accuracy"].iloc[0]), "rounds": int(seen["round"].iloc[0])} if len(seen) else {}
+    return found | last | {"status": run.info["status"]}
