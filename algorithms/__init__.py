@@ -7,6 +7,9 @@ from .backprop.selective import SelectiveBackprop
 from .backprop.sgd import Backprop
 from .blocks import NetworkError
 from .feedback.dfa import DFA
+from .feedback.feedback_alignment import FeedbackAlignment
+from .feedback.product_feedback_alignment import ProductFeedbackAlignment
+from .feedback.sign_symmetry import SignSymmetry
 from .layerwise.forward_forward import ForwardForward
 from .layerwise.mono_forward import MonoForward
 from .models import MODELS
@@ -37,6 +40,9 @@ RULES: dict[str, type[Rule]] = {
         ForwardForward,
         MonoForward,
         DFA,
+        FeedbackAlignment,
+        SignSymmetry,
+        ProductFeedbackAlignment,
         Baffle,
         SPSA,
         ZOSign,
@@ -71,6 +77,7 @@ __all__ = [
     "Consensus",
     "Evolution",
     "FedKSeed",
+    "FeedbackAlignment",
     "ForwardForward",
     "ForwardGradient",
     "FusedBackprop",
@@ -81,10 +88,12 @@ __all__ = [
     "MonoForward",
     "Network",
     "NetworkError",
+    "ProductFeedbackAlignment",
     "Rule",
     "RuleError",
     "ScalarRule",
     "SelectiveBackprop",
+    "SignSymmetry",
     "SparseEvolution",
     "State",
     "Stats",

@@ -18,6 +18,7 @@ from fedforward.algorithms import (
     Consensus,
     Evolution,
     FedKSeed,
+    FeedbackAlignment,
     ForwardForward,
     ForwardGradient,
     FusedBackprop,
@@ -26,7 +27,9 @@ from fedforward.algorithms import (
     LocalForwardGradient,
     MonoForward,
     Network,
+    ProductFeedbackAlignment,
     SelectiveBackprop,
+    SignSymmetry,
     SparseEvolution,
     State,
     ZOAdam,
@@ -64,6 +67,11 @@ RULES = {
     "forward-forward-one-pass": ForwardForward(lr=0.01, inference="one-pass"),
     "dfa": DFA(lr=0.1),
     "dfa-photonic": DFA(lr=0.1, feedback="ternary", ternarise=0.2, noise=0.3),
+    "feedback-alignment": FeedbackAlignment(lr=0.05),
+    "sign-symmetry": SignSymmetry(),
+    "sign-symmetry-fixed": SignSymmetry(scheme="frsf"),
+    "sign-symmetry-drawn": SignSymmetry(scheme="brsf"),
+    "product-feedback-alignment": ProductFeedbackAlignment(),
     "baffle": Baffle(directions=3),
     "baffle-central": Baffle(directions=3, scheme="central"),
     "spsa": SPSA(directions=2),
@@ -88,8 +96,9 @@ RULES = {
 
 # Rows whose passes are like another's: where a test is long, theirs are slow ones.
 ALIKE = {
-    "dfa-photonic", "spsa-dropout", "zo-sign", "zo-conserve", "fedkseed", "evolution-plain", "sparse-evolution",
-    "genetic", "consensus", "forward-gradient-projection", "likelihood-ratio-orthogonal",
+    "dfa-photonic", "sign-symmetry-fixed", "sign-symmetry-drawn", "spsa-dropout", "zo-sign", "zo-conserve", "fedkseed",
+    "evolution-plain", "sparse-evolution", "genetic", "consensus", "forward-gradient-projection",
+    "likelihood-ratio-orthogonal",
 }  # fmt: skip
 
 

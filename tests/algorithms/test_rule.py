@@ -26,11 +26,14 @@ from fedforward.algorithms import (
     DFA,
     Backprop,
     Batch,
+    FeedbackAlignment,
     ForwardForward,
     MonoForward,
     Network,
+    ProductFeedbackAlignment,
     ScalarRule,
     SelectiveBackprop,
+    SignSymmetry,
     State,
     Stats,
 )
@@ -57,9 +60,13 @@ def test_every_rule_is_tested_here():
     assert all(rule.name == name and rule.paper and rule.__doc__ for name, rule in algorithms.RULES.items())
 
 
+SIDE_BY_SIDE = [name for name, rule in RULES.items() if rule.stackable(network("mlp"))]
+
+
 def test_closed_forms_are_what_trains_side_by_side():
-    names = {rule.name for rule in RULES.values() if rule.stackable(network("mlp"))}
-    assert names == {"backprop-fused", "mono-forward", "dfa"}
+    assert {RULES[name].name for name in SIDE_BY_SIDE} == {
+        "backprop-fused", "mono-forward", "dfa", "feedback-alignment", "sign-symmetry", "product-feedback-alignment",
+    }  # fmt: skip
     assert not any(rule.stackable(network(net)) for rule in RULES.values() for net in ("lenet", "cnn-group"))
     assert not MonoForward(optimizer="adam").stackable(network("mlp"))
 
@@ -70,7 +77,7 @@ def test_closed_forms_are_what_trains_side_by_side():
     assert not Own().stackable(network("mlp")), "what it does of its own may be another thing"
 
 
-@pytest.mark.parametrize("name", ["backprop-fused", "mono-forward", "dfa"])
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_replicas_side_by_side_learn_what_each_learns_alone(name):
     rule, net = replace(RULES[name], momentum=0.5, weight_decay=0.1), network("mlp")
     alone = [double(rule.init(net, seed)) for seed in range(3)]
@@ -83,7 +90,8 @@ def test_replicas_side_by_side_learn_what_each_learns_alone(name):
     )._replace(fixed=fixed)
     for s in range(2):
         batches = [nonuniform(batch(rule, 5, seed=c, step=s)) for c in range(3)]
-        whole = Batch(*(torch.stack(column) for column in zip(*(b[:3] for b in batches), strict=True)))
+        filled = 3 if batches[0].draws is None else 4
+        whole = Batch(*(torch.stack(column) for column in zip(*(b[:filled] for b in batches), strict=True)))
         stats = rule.step(net, stacked, whole._replace(x=whole.x.flatten(2)), 0.1)
         found = [rule.step(net, state._replace(fixed=fixed), b, 0.1) for state, b in zip(alone, batches, strict=True)]
         for c in range(3):
@@ -160,7 +168,9 @@ def test_draws_are_a_function_of_their_place(rule):
     if isinstance(drawn[0], torch.Tensor):
         drawn = [d.tolist() for d in drawn]
     assert drawn[0] == drawn[1]
-    assert drawn[0] is None or (drawn[0] != drawn[2] and drawn[0] != drawn[3])
+    assert drawn[0] is None or drawn[0] != drawn[3]
+    reads_the_round_alone = isinstance(rule, ProductFeedbackAlignment)
+    assert drawn[0] is None or (drawn[0] == drawn[2]) == reads_the_round_alone
     if isinstance(rule, ScalarRule):  # the server must make shared directions without knowing the client
         assert (rule.draw(place._replace(client=-1), 0, 0) == drawn[0]) == (not rule.own)
 
@@ -206,6 +216,9 @@ BUDGETS = {
     "forward-forward": (ForwardForward(), 12),
     "forward-forward-one-pass": (ForwardForward(inference="one-pass"), 6),
     "dfa": (DFA(), 8),
+    "feedback-alignment": (FeedbackAlignment(), 8),
+    "sign-symmetry": (SignSymmetry(), 4),
+    "product-feedback-alignment": (ProductFeedbackAlignment(), 8),
 }
 
 
