@@ -12,6 +12,7 @@ from fedforward import protocol
 from fedforward.algorithms import MODELS, RULES, Backprop, Baffle, MonoForward, Network, Rule, RuleError, State, Stats
 from fedforward.algorithms.replica import shared
 from fedforward.algorithms.seeds import Place
+from fedforward.client import plan as planning
 from fedforward.client.memory import PARTS, MemoryBudgetExceeded, PeakMemory
 from fedforward.client.plan import Planner
 from fedforward.client.step import accumulators, load_parts, residents, score, take_step
@@ -29,6 +30,12 @@ ALL = [
     for rule in RULES
     for model in SHAPES
 ]
+
+
+@pytest.fixture(autouse=True)
+def never_on_zeros(monkeypatch):
+    """Plan without data, however small a step is."""
+    monkeypatch.setattr(planning, "SMALL", 0)
 
 
 def network(name):
@@ -150,6 +157,16 @@ def test_a_plan_takes_no_memory_and_is_made_once():
     assert max(t.nbytes for t in planner.params(MonoForward()).values()) == 4e8
     assert planner.step(MonoForward(), 1000) is plan
     assert real is not None
+
+
+@pytest.mark.parametrize("net", ["mlp", pytest.param("lenet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rule", mostly(VARIANTS))
+def test_a_small_step_is_planned_on_zeros_as_without_data(rule, net, monkeypatch):
+    rule, net = VARIANTS[rule], small_network(net)
+    fake, zeros = Planner(net), Planner(net)
+    plans = [fake.step(rule, 3), fake.inference(rule, 5), fake.forward(4)]
+    monkeypatch.setattr(planning, "SMALL", 10**6)
+    assert [zeros.step(rule, 3), zeros.inference(rule, 5), zeros.forward(4)] == plans
 
 
 def test_a_granule_rounds_every_storage_up():
