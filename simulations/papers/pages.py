@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...server.records import NotARun, read_run
-from ..experiment import Experiment, ExperimentError, choose, from_mapping
+from ..experiment import PARTS, Experiment, ExperimentError, choose, from_mapping
 from ..world import resolved
 
 FOLDER = Path(__file__).parent
-LINES = {"central": {"clients": 1, "holdout": 0.0, "epochs": 1}, "federated": {"clients": 10}}
+LINES = {"central": {"clients": 1, "holdout": 0.0, "epochs": 1}, "federated": {"clients": 10, "epochs": 1}}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def _read(path: Path, data_dir: Path | None) -> Page:
     asked, lines = values.pop("experiment"), {}
     own = values.pop("federated", {})
     for line, common in LINES.items():
-        found = from_mapping(asked | common | (own if line == "federated" else {}) | {"name": f"{path.stem}-{line}"})
+        more = own if line == "federated" else {}
+        options = {part: asked.get("set", {}).get(part, {}) | more.get("set", {}).get(part, {}) for part in PARTS}
+        found = from_mapping(asked | common | more | {"name": f"{path.stem}-{line}", "set": options})
         local = data_dir / found.data if data_dir else None
         lines[line] = found.replace(data=str(local)) if local and local.exists() else found
     return Page(path.stem, values["claim"], values["source"], values.get("published"), values["differs"], lines)
