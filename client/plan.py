@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .. import protocol
+from .. import message_bytes
 from ..algorithms.directions import Directions, Part
 from ..algorithms.network import Network
 from ..algorithms.projection import basis, encode
@@ -149,11 +149,11 @@ class Planner:
 
         params = self.params(rule)
         scalars = rule.numbers if isinstance(rule, ScalarRule) else 0
-        up = protocol.scalar_uplink_bytes(scalars) if scalars else protocol.model_uplink_bytes(params)
+        up = message_bytes.scalar_uplink_bytes(scalars) if scalars else message_bytes.model_uplink_bytes(params)
         return replace(
             _plan_of(self._dry(rule, batch, work)),
             forward_flops=self.forward(batch).flops,
-            bytes_down=protocol.news_bytes(rule.passed) if scalars else protocol.model_downlink_bytes(params),
+            bytes_down=message_bytes.news_bytes(rule.passed) if scalars else message_bytes.model_downlink_bytes(params),
             bytes_up=up,
         )
 

@@ -20,7 +20,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from .. import protocol
+from .. import message_bytes, protocol
 from ..algorithms.replica import ScalarRound
 from ..algorithms.seeds import Purpose, integer_seed
 from ..scalar_wire import encode_round
@@ -210,7 +210,7 @@ class _Loop(Job):
             metrics = protocol.only(reply.content.metric_records)
             row |= {"status": "ok", "samples": int(metrics[protocol.SAMPLES])}
             row |= {"loss": number(metrics["loss"]), "accuracy": number(metrics["accuracy"])}
-            rows.append(row | {"bytes_up": protocol.payload_bytes(reply.content)})
+            rows.append(row | {"bytes_up": message_bytes.payload_bytes(reply.content)})
             if row["samples"]:  # a client without held-out data has no say, and its NaN must not spread
                 answered.append(reply)
         if answered:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from .. import protocol
+from .. import message_bytes, protocol
 from ..algorithms import LADDER
 
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ class Sizes:
         content = protocol.sent(message)
         key = id(content)
         if key not in self._known:
-            self._known[key] = protocol.payload_bytes(content), protocol.wire_bytes(content)
+            self._known[key] = message_bytes.payload_bytes(content), message_bytes.wire_bytes(content)
         return self._known[key]
 
 
@@ -44,7 +44,7 @@ def answer_columns(reply: Message | None, rule: str, refused: str | None = None)
     if not reply.has_content():
         status = STATUS.get(reply.error.code, "failed")
         return {"status": status, "reason": _first_line(reply.error.reason), "bytes_up": 0, "wire_up": 0}
-    payload, wire = protocol.reply_bytes(reply)
+    payload, wire = message_bytes.reply_bytes(reply)
     if refused:
         return {"status": "failed", "reason": refused, "bytes_up": payload, "wire_up": wire}
     metrics = protocol.measured(reply)

@@ -14,7 +14,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from .. import protocol
+from .. import message_bytes, protocol
 from ..algorithms.replica import Answer, Replica, ScalarRound
 from ..algorithms.rule import ScalarRule, Tensors
 from ..scalar_wire import Terms, encode_news, encode_round
@@ -57,7 +57,7 @@ class History:
             replica: the server's own, as of the last round.
             model: a message's records with the server's model, to take it from and to say the rest.
         """
-        return min(self.ways(held, replica, model), key=protocol.payload_bytes)
+        return min(self.ways(held, replica, model), key=message_bytes.payload_bytes)
 
     def ways(self, held: int, replica: Replica, model: RecordDict) -> list[RecordDict]:
         """Return all that brings a client from the model of round `held` to the last; see `news`."""

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from fedforward import protocol
+from fedforward import message_bytes, protocol
 from fedforward.simulations.engines.local import assume_identity
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -56,8 +56,8 @@ def test_metrics_are_float64_in_the_order_asked_for():
 @pytest.mark.parametrize("n", [1, 33, 5000])
 def test_a_scalar_reply_costs_four_bytes_a_number_and_a_constant(n):
     reply = protocol.train_reply(protocol.Trained({}, torch.randn(n), METRICS, round=3))
-    constant = protocol.scalar_uplink_bytes(0)
-    assert protocol.payload_bytes(reply) == protocol.scalar_uplink_bytes(n) == 4 * n + constant
+    constant = message_bytes.scalar_uplink_bytes(0)
+    assert message_bytes.payload_bytes(reply) == message_bytes.scalar_uplink_bytes(n) == 4 * n + constant
     assert constant == 16 + len("values") + sum(len(name) + 8 for name in protocol.TRAIN_METRICS) + 3 * 8 == 242
     assert protocol.ARRAYS not in reply
 
@@ -67,7 +67,7 @@ def test_a_weight_reply_costs_its_values_and_keys():
     reply = protocol.train_reply(protocol.Trained(model, None, METRICS))
     arrays = sum(len(array.data) + len(key) for key, array in reply[protocol.ARRAYS].items())
     metrics = sum(len(name) + 8 for name in protocol.TRAIN_METRICS) + 3 * 8  # "fit" has four numbers
-    assert protocol.payload_bytes(reply) == arrays + metrics == protocol.model_uplink_bytes(model)
+    assert message_bytes.payload_bytes(reply) == arrays + metrics == message_bytes.model_uplink_bytes(model)
     assert arrays - 4 * 620 < 2 * (128 + len("0.weight")) + 1  # NumPy's header and the key, for each array
     assert protocol.only({"anything": 3}) == 3
     with pytest.raises(ValueError, match="too many"):
@@ -98,29 +98,29 @@ def test_wire_bytes_are_those_of_flowers_object_tree(case):
         arrays = any(isinstance(v, torch.Tensor) for v in values.values())
         content[name] = protocol.encode_params(values) if arrays else ConfigRecord(values)
     content["metrics"] = MetricRecord({"loss": 1.0, "steps": 3})
-    measured = protocol.wire_bytes(content)  # before the tree is made, so that nothing is cached for it
-    assert measured == tree_bytes(content) == protocol.wire_bytes(content)
+    measured = message_bytes.wire_bytes(content)  # before the tree is made, so that nothing is cached for it
+    assert measured == tree_bytes(content) == message_bytes.wire_bytes(content)
 
 
 def test_replies_are_measured_to_the_byte():
     for scalars in (None, torch.randn(33)):
         reply = protocol.train_reply(protocol.Trained(params((30, 20), (20,)), scalars, METRICS))
-        assert protocol.wire_bytes(reply) == tree_bytes(reply)
+        assert message_bytes.wire_bytes(reply) == tree_bytes(reply)
 
 
 def test_wire_bytes_do_not_depend_on_values():
     # Flower would send two equal arrays, or two equal chunks of one, once.
     zeros = {key: torch.zeros_like(p) for key, p in params((2048, 2048), (7,), (7,)).items()}
     filled = params((2048, 2048), (7,), (7,))
-    sizes = [protocol.wire_bytes(RecordDict({"arrays": protocol.encode_params(p)})) for p in (zeros, filled)]
+    sizes = [message_bytes.wire_bytes(RecordDict({"arrays": protocol.encode_params(p)})) for p in (zeros, filled)]
     assert sizes[0] == sizes[1]
 
 
 def test_measuring_leaves_the_record_as_it_was():
     content = protocol.train_reply(protocol.Trained(params((1500, 1000), ()), None, METRICS))
     before = {key: dict(vars(array)) for key, array in content[protocol.ARRAYS].items()}
-    protocol.wire_bytes(content)
-    protocol.payload_bytes(content)
+    message_bytes.wire_bytes(content)
+    message_bytes.payload_bytes(content)
     assert {key: vars(array) for key, array in content[protocol.ARRAYS].items()} == before
     back = pickle.loads(pickle.dumps(content))  # a memoryview kept by an array would make this fail
     assert same_bits(protocol.decode_params(back[protocol.ARRAYS]), protocol.decode_params(content[protocol.ARRAYS]))
@@ -136,11 +136,12 @@ def live_reply(scalars=None):
 @pytest.mark.parametrize("scalars", [None, torch.randn(64)])
 def test_a_live_reply_is_counted_as_what_flower_would_send(scalars):
     reply = live_reply(scalars)
-    counted, sender = protocol.reply_bytes(reply), protocol.sender(reply)
+    counted, sender = message_bytes.reply_bytes(reply), protocol.sender(reply)
     assert protocol.live(reply), "counting asks for no records"
     content = reply.content
     assert not protocol.live(reply)
-    assert counted == protocol.reply_bytes(reply) == (protocol.payload_bytes(content), protocol.wire_bytes(content))
+    both = message_bytes.payload_bytes(content), message_bytes.wire_bytes(content)
+    assert counted == message_bytes.reply_bytes(reply) == both
     assert sender == protocol.sender(reply) == reply.metadata.src_node_id == 7
     assert content["metrics"]["loss"] == METRICS["loss"]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import CLASSES, SHAPE, equal, network
-from fedforward import protocol
+from fedforward import message_bytes, protocol
 from fedforward.algorithms import Baffle, MonoForward
 from fedforward.client import Client, Trainer, make_client_app
 from fedforward.client.app import assignment
@@ -72,7 +72,7 @@ def test_a_scalar_rule_never_sends_its_model(send):
     assert not reply.content.array_records
     server_round, fingerprint, scalars = protocol.scalars_of(reply)
     assert torch.equal(scalars, wanted.scalars) and (server_round, fingerprint) == (2, UNSAID)
-    assert protocol.payload_bytes(reply.content) == protocol.scalar_uplink_bytes(9)
+    assert message_bytes.payload_bytes(reply.content) == message_bytes.scalar_uplink_bytes(9)
 
 
 def test_a_failure_is_an_error_that_says_why(send):

@@ -8,7 +8,7 @@ import torch
 from cases import ALIKE, mostly
 from cases import RULES as VARIANTS
 from cases import network as small_network
-from fedforward import protocol
+from fedforward import message_bytes, protocol
 from fedforward.algorithms import MODELS, RULES, Backprop, Baffle, MonoForward, Network, Rule, RuleError, State, Stats
 from fedforward.algorithms.replica import shared
 from fedforward.algorithms.seeds import Place
@@ -128,7 +128,8 @@ def test_planned_bytes_are_those_of_the_messages(rule, model):
     plan, params = Planner(net).step(rule, 2), rule.init(net, 0).params
     metrics = dict.fromkeys(protocol.TRAIN_METRICS, 1.5) | {"fit": [0, 0, 0, 0]}
     scalars = torch.zeros(rule.numbers) if rule.exchange == "scalars" else None
-    assert plan.bytes_up == protocol.payload_bytes(protocol.train_reply(protocol.Trained(params, scalars, metrics)))
+    reply = protocol.train_reply(protocol.Trained(params, scalars, metrics))
+    assert plan.bytes_up == message_bytes.payload_bytes(reply)
     config = protocol.train_config(server_round=3, lr=0.5, epochs=2, batch_size=2, evaluate=False)
     if scalars is None:
         assert plan.bytes_down == protocol.encode_params(params).count_bytes() + config.count_bytes()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fedforward import protocol
+from fedforward import message_bytes, protocol
 from fedforward.algorithms import RuleError
 from fedforward.algorithms.projection import basis, decode, encode
 from fedforward.client.app import assignment
@@ -60,10 +60,10 @@ def test_a_run_on_the_digits_learns_from_a_thirtieth_of_the_bytes(tmp_path, rule
     simulate(w, tmp_path)
     run = read_run(tmp_path)
     assert d_of(w) > 300 * 30 and run.rounds["accuracy"].iloc[-1] > least
-    assert set(run.clients["bytes_up"]) == {protocol.scalar_uplink_bytes(300)}
-    assert protocol.scalar_uplink_bytes(300) == 4 * 300 + protocol.scalar_uplink_bytes(0)
-    assert 20 * run.clients["bytes_up"].max() < protocol.model_uplink_bytes(w.trainer.initial_params())
-    down = protocol.model_downlink_bytes(w.trainer.initial_params())
+    assert set(run.clients["bytes_up"]) == {message_bytes.scalar_uplink_bytes(300)}
+    assert message_bytes.scalar_uplink_bytes(300) == 4 * 300 + message_bytes.scalar_uplink_bytes(0)
+    assert 20 * run.clients["bytes_up"].max() < message_bytes.model_uplink_bytes(w.trainer.initial_params())
+    down = message_bytes.model_downlink_bytes(w.trainer.initial_params())
     assert set(run.clients["bytes_down"]) == {down + len("projection") + 8}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fedforward import protocol
+from fedforward import message_bytes, protocol
 from fedforward.algorithms import SPSA, Baffle
 from fedforward.algorithms.replica import Answer, Replica, ScalarRound, fingerprint, rebuild, shared
 from fedforward.client.following import follow
@@ -92,7 +92,7 @@ def test_the_way_taken_is_the_shortest_of_all_that_lead_there(name, known):
         for held in sorted({UNKNOWN, 0, rounds // 2, rounds - 3, rounds - 1, rounds} & set(range(UNKNOWN, rounds + 1))):
             content = message(replica)
             taken, ways = history.news(held, replica, content), history.ways(held, replica, content)
-            assert protocol.payload_bytes(taken) == min(map(protocol.payload_bytes, ways))
+            assert message_bytes.payload_bytes(taken) == min(map(message_bytes.payload_bytes, ways))
             kinds.add(tuple(taken))
             for way in ways:
                 follower, state = Replica(rule, 5, model()), RecordDict()
@@ -142,7 +142,7 @@ def test_the_servers_model_is_rebuilt_bit_for_bit_from_its_log(tmp_path, partiti
     assert model_hash(protocol.encode_params(params)) == run.rounds["model_sha256"].iloc[-1]
 
     sent = run.clients
-    assert sent["bytes_up"].tolist() == [protocol.scalar_uplink_bytes(K * steps) for steps in sent["steps"]]
+    assert sent["bytes_up"].tolist() == [message_bytes.scalar_uplink_bytes(K * steps) for steps in sent["steps"]]
     for entry in log:
         steps = sent[sent["round"] == entry.round]["steps"]
         assert [len(answer.scalars) for answer in entry.answers] == [

@@ -1,7 +1,7 @@
 """What the documents claim of whole runs on digits."""
 
 import pytest
-from fedforward import protocol
+from fedforward import message_bytes, protocol
 from fedforward.algorithms.replica import rebuild
 from fedforward.scalar_wire import decode_round
 from fedforward.server.records import Records, read_run
@@ -35,8 +35,8 @@ def test_baffle_learns_digits_from_scalars_and_any_replica_rebuilds_the_model(tm
         set=options,
     )  # fmt: skip
     assert records.rounds.accuracy.iloc[-1] >= 0.92
-    assert set(records.clients.bytes_up) == {protocol.scalar_uplink_bytes(32)}
-    assert protocol.scalar_uplink_bytes(32) == 4 * 32 + 242  # the constant that the README states
+    assert set(records.clients.bytes_up) == {message_bytes.scalar_uplink_bytes(32)}
+    assert message_bytes.scalar_uplink_bytes(32) == 4 * 32 + 242  # the constant that the README states
     database = Records(records.folder)
     log = [decode_round(blob) for _, blob in database.scalars()]
     database.close()
