@@ -6,10 +6,15 @@ from .backprop.fused import FusedBackprop
 from .backprop.selective import SelectiveBackprop
 from .backprop.sgd import Backprop
 from .blocks import NetworkError
+from .equilibrium.predictive_coding import PredictiveCoding
 from .feedback.dfa import DFA
+from .feedback.drtp import DRTP
 from .feedback.feedback_alignment import FeedbackAlignment
+from .feedback.pepita import PEPITA
 from .feedback.product_feedback_alignment import ProductFeedbackAlignment
 from .feedback.sign_symmetry import SignSymmetry
+from .feedback.target_projection import TargetProjection
+from .layerwise.counter_current import CounterCurrent
 from .layerwise.forward_forward import ForwardForward
 from .layerwise.mono_forward import MonoForward
 from .models import MODELS
@@ -39,10 +44,15 @@ RULES: dict[str, type[Rule]] = {
         ApproxBackprop,
         ForwardForward,
         MonoForward,
+        CounterCurrent,
         DFA,
         FeedbackAlignment,
         SignSymmetry,
         ProductFeedbackAlignment,
+        PEPITA,
+        DRTP,
+        TargetProjection,
+        PredictiveCoding,
         Baffle,
         SPSA,
         ZOSign,
@@ -65,8 +75,10 @@ LADDER = ("backprop", "backprop-fused", "backprop-checkpointed", "dfa", "baffle"
 
 __all__ = [
     "DFA",
+    "DRTP",
     "LADDER",
     "MODELS",
+    "PEPITA",
     "RULES",
     "SPSA",
     "ApproxBackprop",
@@ -75,6 +87,7 @@ __all__ = [
     "Batch",
     "CheckpointedBackprop",
     "Consensus",
+    "CounterCurrent",
     "Evolution",
     "FedKSeed",
     "FeedbackAlignment",
@@ -88,6 +101,7 @@ __all__ = [
     "MonoForward",
     "Network",
     "NetworkError",
+    "PredictiveCoding",
     "ProductFeedbackAlignment",
     "Rule",
     "RuleError",
@@ -97,6 +111,7 @@ __all__ = [
     "SparseEvolution",
     "State",
     "Stats",
+    "TargetProjection",
     "ZOAdam",
     "ZOConserve",
     "ZOSign",

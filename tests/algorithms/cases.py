@@ -9,6 +9,8 @@ import pytest
 import torch
 from fedforward.algorithms import (
     DFA,
+    DRTP,
+    PEPITA,
     SPSA,
     ApproxBackprop,
     Backprop,
@@ -16,6 +18,7 @@ from fedforward.algorithms import (
     Batch,
     CheckpointedBackprop,
     Consensus,
+    CounterCurrent,
     Evolution,
     FedKSeed,
     FeedbackAlignment,
@@ -27,11 +30,14 @@ from fedforward.algorithms import (
     LocalForwardGradient,
     MonoForward,
     Network,
+    PredictiveCoding,
     ProductFeedbackAlignment,
+    RuleError,
     SelectiveBackprop,
     SignSymmetry,
     SparseEvolution,
     State,
+    TargetProjection,
     ZOAdam,
     ZOConserve,
     ZOSign,
@@ -72,6 +78,17 @@ RULES = {
     "sign-symmetry-fixed": SignSymmetry(scheme="frsf"),
     "sign-symmetry-drawn": SignSymmetry(scheme="brsf"),
     "product-feedback-alignment": ProductFeedbackAlignment(),
+    "pepita": PEPITA(lr=0.05),
+    "pepita-mem": PEPITA(lr=0.05, variant="mem"),
+    "pepita-hebbian": PEPITA(lr=0.05, variant="hebbian"),
+    "pepita-time-local": PEPITA(lr=0.02, variant="time-local", momentum=0.0),
+    "pepita-mirror": PEPITA(lr=0.05, mirror=0.1),
+    "drtp": DRTP(lr=0.02),
+    "target-projection": TargetProjection(),
+    "target-projection-l1": TargetProjection(loss="l1"),
+    "predictive-coding": PredictiveCoding(lr=0.1, relaxation=4),
+    "predictive-coding-prox": PredictiveCoding(lr=0.1, scheme="prox", relaxation=3),
+    "counter-current": CounterCurrent(lr=0.2),
     "baffle": Baffle(directions=3),
     "baffle-central": Baffle(directions=3, scheme="central"),
     "spsa": SPSA(directions=2),
@@ -96,8 +113,9 @@ RULES = {
 
 # Rows whose passes are like another's: where a test is long, theirs are slow ones.
 ALIKE = {
-    "dfa-photonic", "sign-symmetry-fixed", "sign-symmetry-drawn", "spsa-dropout", "zo-sign", "zo-conserve", "fedkseed",
-    "evolution-plain", "sparse-evolution", "genetic", "consensus", "forward-gradient-projection",
+    "dfa-photonic", "sign-symmetry-fixed", "sign-symmetry-drawn", "pepita-hebbian", "pepita-time-local",
+    "pepita-mirror", "target-projection-l1", "predictive-coding-prox", "spsa-dropout", "zo-sign", "zo-conserve",
+    "fedkseed", "evolution-plain", "sparse-evolution", "genetic", "consensus", "forward-gradient-projection",
     "likelihood-ratio-orthogonal",
 }  # fmt: skip
 
@@ -110,6 +128,20 @@ def mostly(names):
 @cache
 def network(name):
     return Network(NETS[name], SHAPE, CLASSES)
+
+
+def takes(rule, net):
+    """Return whether a rule can train a network."""
+    try:
+        rule.check(net)
+    except RuleError:
+        return False
+    return True
+
+
+def taken(rule, name="lenet"):
+    """Return the network, or the MLP where the rule refuses it."""
+    return network(name) if takes(rule, network(name)) else network("mlp")
 
 
 def double(state):

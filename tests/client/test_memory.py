@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import NETS, RULES, batch, leaves, mostly, network
+from cases import NETS, RULES, batch, leaves, mostly, network, taken
 from fedforward.algorithms import MODELS, Backprop, Batch, ForwardForward, MonoForward, Network
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.rule import cross_entropy
@@ -136,7 +136,7 @@ def test_the_baseline_pays_what_plain_pytorch_pays(net):
 @pytest.mark.parametrize("net", ["mlp", "mlp-gelu", "lenet"])
 @pytest.mark.parametrize("rule", mostly(RULES))
 def test_a_step_gives_back_every_byte_and_repeats_to_the_byte(rule, net):
-    rule, net = RULES[rule], network(net)
+    rule, net = RULES[rule], taken(RULES[rule], net)
     state, b = rule.init(net, seed=0), batch(rule, dtype=torch.float32)
     gc.disable()  # a reference cycle would keep tensors alive until some later collection
     try:

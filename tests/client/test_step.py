@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CLASSES, RULES, assert_close, batch, copied, double, network
+from cases import CLASSES, RULES, assert_close, batch, copied, double, network, taken
 from fedforward.algorithms import ForwardForward, RuleError
 from fedforward.client.fitting import OverBudget, fit
 from fedforward.client.plan import Planner
@@ -32,7 +32,7 @@ def trained(rule, net, whole, sizes, steps=2):
 @pytest.mark.parametrize("size", [1, 3, 9])
 @pytest.mark.parametrize("rule", SPLITTABLE)
 def test_parts_add_up_to_the_batch(rule, size, net):
-    rule, net = RULES[rule], network(net)
+    rule, net = RULES[rule], taken(RULES[rule], net)
     whole = batch(rule, 7)
     once, stats, answers = trained(rule, net, whole, 0)
     state, part_stats, part_answers = trained(rule, net, whole, size)

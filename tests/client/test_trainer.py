@@ -248,7 +248,9 @@ def test_a_batch_in_parts_is_audited_too_and_learns_the_same(rule):
     tolerance = 2e-2 if isinstance(rule, ScalarRule) else 2e-4
     for key, p in whole.params.items():
         torch.testing.assert_close(parts.params[key], p, rtol=0, atol=tolerance)
-    assert parts.loss == pytest.approx(whole.loss, abs=1e-4) and parts.flops == whole.flops
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-4)
+    # The feedback network of counter-current runs on the classes once a part.
+    assert parts.flops == whole.flops or (rule.name == "counter-current" and parts.flops > whole.flops)
 
 
 def test_a_budget_is_kept_or_refused_before_anything_runs():

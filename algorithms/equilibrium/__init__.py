@@ -1,0 +1,1 @@
+"""Activities settle first, then weights follow them."""
