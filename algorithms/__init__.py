@@ -14,8 +14,10 @@ from .feedback.pepita import PEPITA
 from .feedback.product_feedback_alignment import ProductFeedbackAlignment
 from .feedback.sign_symmetry import SignSymmetry
 from .feedback.target_projection import TargetProjection
+from .layerwise.cascaded_forward import CascadedForward
 from .layerwise.counter_current import CounterCurrent
 from .layerwise.forward_forward import ForwardForward
+from .layerwise.layer_collaboration import LayerCollaboration
 from .layerwise.mono_forward import MonoForward
 from .models import MODELS
 from .network import Network
@@ -43,7 +45,9 @@ RULES: dict[str, type[Rule]] = {
         SelectiveBackprop,
         ApproxBackprop,
         ForwardForward,
+        LayerCollaboration,
         MonoForward,
+        CascadedForward,
         CounterCurrent,
         DFA,
         FeedbackAlignment,
@@ -85,6 +89,7 @@ __all__ = [
     "Backprop",
     "Baffle",
     "Batch",
+    "CascadedForward",
     "CheckpointedBackprop",
     "Consensus",
     "CounterCurrent",
@@ -96,6 +101,7 @@ __all__ = [
     "FusedBackprop",
     "Genetic",
     "GradientRule",
+    "LayerCollaboration",
     "LikelihoodRatio",
     "LocalForwardGradient",
     "MonoForward",

@@ -10,6 +10,11 @@ into the first C inputs. Layer l of n_l units sees length-normalised input x̂ a
 
 where m_j ← μ m_j + (1 − μ) mean_B a_j is a running mean of each unit's activity on true labels. The gradient passes
 the ReLU unchanged, which matters to the second term alone: it wakes units that are always off.
+
+What a layer is to be quiet for need not be a label drawn blindly. A label may be drawn as likely as it is mistaken for
+the right one, p_c ∝ softmax(read-out under the neutral label)_c; or there are no labels at all, and a sample is told
+from a hybrid with another, x⁻ = m x + (1 − m) x', whose smooth mask m of 0 and 1 keeps what is near together and
+breaks what is far.
 """
 
 from __future__ import annotations
@@ -24,10 +29,13 @@ from torch.nn.functional import softplus
 
 from ..network import Network
 from ..optimizer import Product, add
+from ..perturbation.noise import seeds
 from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, onehot, softmax_error
 from ..seeds import Place, Purpose, generator
+from .negatives import hard_offsets, hybrids
 
 PEER_MOMENTUM, PEER_START = 0.9, 0.5
+NEGATIVES = ("label", "hybrid", "hard")
 BOUNDED = (torch.nn.Tanh, torch.nn.Sigmoid, torch.nn.Softsign)
 
 
@@ -37,15 +45,18 @@ class ForwardForward(GradientRule):
 
     Stores during a step: one layer's input and output for true and wrong labels together (2B rows), and that layer's
     gradients. No graph where the block is linear with an activation; elsewhere a graph inside the block alone, and
-    there the gradient does not pass a closed ReLU.
+    there the gradient does not pass a closed ReLU. What is read out is stored of all layers but the first.
 
     Departs from the reference: the running means m are exchanged and averaged like weights, so that a federation shares
-    one; the goodness of a convolution is summed over its whole map.
+    one; the goodness of a convolution is summed over its whole map. Of hybrids, the paper trains the read-out
+    afterwards and names no number of blurs: here it learns beside, and there are 6.
 
     Attributes:
         peer: λ, the weight of the peer term.
+        negatives: "label" draws wrong labels evenly, "hard" as likely as the read-out finds them; "hybrid" uses no
+            labels but in the read-out, wants maps and "one-pass", and a sample alone in its batch is its own negative.
         inference: "sweep" tries every label and adds the goodness of all layers but the first; "one-pass" writes a
-            neutral label and reads the normalised activities of the same layers with a softmax learned beside.
+            neutral label, if any, and reads the normalised activities of the same layers with a softmax learned beside.
         readout_lr: learning rate of that softmax; the round's schedule scales it too.
         readout_weight_decay: its weight decay.
     """
@@ -55,11 +66,13 @@ class ForwardForward(GradientRule):
     paper: ClassVar[str] = "Hinton, arXiv 2212.13345, 2022"
     travels: ClassVar[str] = "weights and activity means"
     autograd: ClassVar[str] = "inside a block"
+    first_counted: ClassVar[int] = 1  # the first hidden layer whose goodness counts in a prediction
 
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 3e-4
     peer: float = 0.03
+    negatives: Literal["label", "hybrid", "hard"] = "label"
     inference: Literal["sweep", "one-pass"] = "sweep"
     readout_lr: float = 1e-2
     readout_weight_decay: float = 3e-3
@@ -68,36 +81,59 @@ class ForwardForward(GradientRule):
         super().__post_init__()
         if self.inference not in ("sweep", "one-pass"):
             raise RuleError(f"unknown inference '{self.inference}': use sweep or one-pass")
+        if self.negatives not in NEGATIVES:
+            raise RuleError(f"unknown negatives '{self.negatives}': use one of {', '.join(NEGATIVES)}")
+        if self.negatives == "hybrid" and self.inference == "sweep":
+            raise RuleError("hybrids leave no label to sweep over: use rule.inference=one-pass")
+
+    @property
+    def reads_out(self) -> bool:
+        """Whether there is a read-out."""
+        return self.inference == "one-pass" or self.negatives == "hard"
 
     @property
     def unsplittable(self) -> str:
         """Why parts of a batch do not add up: what is not a sum over samples."""
+        if self.negatives == "hybrid":
+            return "a hybrid is made of two samples of the batch"
+        if self.reads_out:
+            return "the read-out learns at a rate of its own"
         if self.peer:
             return "the peer term follows means over the whole batch (without it, --set rule.peer=0.0, they add up)"
-        return "the read-out learns at a rate of its own" if self.inference == "one-pass" else ""
+        return ""
 
     def check(self, net: Network) -> None:
         """Demand two hidden blocks (the first one's goodness is not counted) and room for the label."""
         if len(net.hidden) < 2:
             raise RuleError(
-                f"forward-forward needs two hidden blocks or more, and this model has {len(net.hidden)}:"
+                f"{self.name} needs two hidden blocks or more, and this model has {len(net.hidden)}:"
                 " add a layer before the output"
             )
         bounded = [i for i in net.hidden if any(isinstance(m, BOUNDED) for m in net.blocks[i].modules())]
         if bounded:
             raise RuleError(
-                "forward-forward wants a mean square activity of 1 for right labels, which tanh and sigmoid cannot"
+                f"{self.name} wants a mean square activity of 1 for right labels, which tanh and sigmoid cannot"
                 " reach: use --set model.activation=relu"
             )
-        if torch.Size(net.shape).numel() <= net.classes:
+        if self.negatives == "hybrid":
+            if len(net.shape) < 2:
+                raise RuleError("hybrids want samples with neighbours, (channels, ...): use rule.negatives=label")
+        elif torch.Size(net.shape).numel() <= net.classes:
             raise RuleError(
-                f"forward-forward writes the label into the first {net.classes} inputs, and there are only"
+                f"{self.name} writes the label into the first {net.classes} inputs, and there are only"
                 f" {torch.Size(net.shape).numel()}"
             )
 
     def draw(self, place: Place, batch_size: int, classes: int) -> Tensor:
-        """Return offsets (B,) in 1 … C − 1 that turn right labels into wrong ones, uniformly."""
+        """Return offsets (B,) in 1 … C − 1 that turn right labels into wrong ones, uniformly.
+
+        For hard labels, numbers (B,) in [0, 1); for hybrids, a seed (B,) for each.
+        """
+        if self.negatives == "hybrid":
+            return seeds(place, batch_size)
         rng = generator(place.seed, Purpose.RULE, place.round, place.client, place.step)
+        if self.negatives == "hard":
+            return torch.from_numpy(rng.random(batch_size, dtype="float32"))
         return torch.from_numpy(rng.integers(1, classes, batch_size))
 
     def init(self, net: Network, seed: int) -> State:
@@ -110,7 +146,7 @@ class ForwardForward(GradientRule):
                     draws = generator(seed, Purpose.INIT, i, j).standard_normal(template[key].shape)
                     params[key] = torch.from_numpy(draws / template[key].shape[0] ** 0.5).to(template[key].dtype)
             params[f"{i}.mean"] = torch.full(net.sizes[i], PEER_START).flatten()
-        if self.inference == "one-pass":
+        if self.reads_out:
             width = sum(torch.Size(net.sizes[i]).numel() for i in net.hidden[1:])
             params["readout.weight"] = torch.zeros(net.classes, width)
         return State(params, {}, self.slots(params))
@@ -121,15 +157,15 @@ class ForwardForward(GradientRule):
 
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Update layer after layer on true and wrong labels; correct counts samples whose last goodness tells them."""
-        wrong = (batch.y + batch.draws) % net.classes
-        x = normalise_(embed(batch.x, (batch.y, wrong), net.classes))
+        x = normalise_(self._contrasted(net, state, batch))
         share = batch.share().repeat(2) / 2
         target = torch.cat([torch.ones_like(batch.weight), torch.zeros_like(batch.weight)])
         loss = torch.zeros_like(batch.weight)
+        logit = self._before(net, state, x)
         for i in net.hidden:
             a, pull = net.block_vjp(i, state.params, x, open_relu=True)
             flat = a.flatten(1)
-            logit = flat.square().sum(1) - flat.shape[1]
+            logit = self._logit(flat.square().sum(1) - flat.shape[1], logit)
             gradient = (2 * share * (logit.sigmoid() - target))[:, None] * flat
             if self.peer:
                 self._add_peer_term(gradient, flat, state.params[f"{i}.mean"], batch)
@@ -142,10 +178,27 @@ class ForwardForward(GradientRule):
             loss = loss + (softplus(-true) + softplus(false)) / 2
             x = normalise_(a)
             del a
-        if self.inference == "one-pass":
+        if self.reads_out:
             self._train_readout(net, state, batch, lr)
         correct = (true > false).to(batch.weight.dtype)
         return Stats((loss * batch.weight).sum(), (correct * batch.weight).sum(), batch.weight.sum())
+
+    def _before(self, net: Network, state: State, x: Tensor) -> Tensor | None:
+        """Return what `_logit` takes for the logit before the first layer's, of inputs x (2B, ...)."""
+
+    def _logit(self, own: Tensor, before: Tensor | None) -> Tensor:
+        """Return a layer's logit (2B,), of its goodness above its threshold and the logit of the layer before."""
+        return own
+
+    def _contrasted(self, net: Network, state: State, batch: Batch) -> Tensor:
+        """Return what the layers tell apart (2B, *shape): the samples, and then a negative of each."""
+        if self.negatives == "hybrid":
+            return torch.cat([batch.x, hybrids(batch.x, batch.weight, batch.draws)])
+        offset = batch.draws
+        if self.negatives == "hard":
+            scores = self._neutral_activity(net, state, batch.x) @ state.params["readout.weight"].T
+            offset = hard_offsets(scores, batch.y, batch.draws)
+        return embed(batch.x, (batch.y, (batch.y + offset) % net.classes), net.classes)
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
         """Return the goodness of each label, or the read-out's scores, (B, classes).
@@ -157,12 +210,12 @@ class ForwardForward(GradientRule):
         return torch.stack([self._goodness(net, state, x, label) for label in range(net.classes)], 1)
 
     def _goodness(self, net: Network, state: State, x: Tensor, label: int) -> Tensor:
-        """Return Σ_l G_l (B,) over all layers but the first, with `label` written into x."""
+        """Return Σ_l G_l (B,) over the layers that count, with `label` written into x."""
         labels = torch.full(x.shape[:1], label, device=x.device)
         x, total = normalise_(embed(x, (labels,), net.classes)), 0.0
         for i in net.hidden:
             a = net.block(i, state.params, x)
-            if i > 0:
+            if i >= self.first_counted:
                 total = total + a.flatten(1).square().sum(1)
             x = normalise_(a)
         return total
@@ -176,9 +229,10 @@ class ForwardForward(GradientRule):
         add(gradient[:size], Product(share[None], slope[None]))
 
     def _neutral_activity(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the normalised activities (B, Σ n_l) of all layers but the first under the neutral label."""
+        """Return the normalised activities (B, Σ n_l) of all layers but the first, under the neutral label if any."""
         neutral = x.flatten(1).clone()
-        neutral[:, : net.classes] = 1 / net.classes
+        if self.negatives != "hybrid":
+            neutral[:, : net.classes] = 1 / net.classes
         x, kept = normalise_(neutral.view_as(x)), []
         for i in net.hidden:
             x = normalise_(net.block(i, state.params, x))

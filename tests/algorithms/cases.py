@@ -16,6 +16,7 @@ from fedforward.algorithms import (
     Backprop,
     Baffle,
     Batch,
+    CascadedForward,
     CheckpointedBackprop,
     Consensus,
     CounterCurrent,
@@ -26,6 +27,7 @@ from fedforward.algorithms import (
     ForwardGradient,
     FusedBackprop,
     Genetic,
+    LayerCollaboration,
     LikelihoodRatio,
     LocalForwardGradient,
     MonoForward,
@@ -71,6 +73,14 @@ RULES = {
     "mono-forward-last": MonoForward(lr=0.1, prediction="last"),
     "forward-forward": ForwardForward(lr=0.01),
     "forward-forward-one-pass": ForwardForward(lr=0.01, inference="one-pass"),
+    "forward-forward-hybrid": ForwardForward(lr=0.01, inference="one-pass", negatives="hybrid"),
+    "forward-forward-hard": ForwardForward(lr=0.01, negatives="hard"),
+    "layer-collaboration": LayerCollaboration(lr=0.01),
+    "layer-collaboration-below": LayerCollaboration(lr=0.01, gamma="below"),
+    "cascaded-forward": CascadedForward(lr=0.1, momentum=0.9),
+    "cascaded-forward-sparsemax": CascadedForward(lr=0.1, predictor="sparsemax", features=40),
+    "cascaded-forward-closed": CascadedForward(predictor="closed", features=40),
+    "cascaded-forward-dfa": CascadedForward(lr=0.1, blocks="dfa"),
     "dfa": DFA(lr=0.1),
     "dfa-photonic": DFA(lr=0.1, feedback="ternary", ternarise=0.2, noise=0.3),
     "feedback-alignment": FeedbackAlignment(lr=0.05),
@@ -113,6 +123,7 @@ RULES = {
 
 # Rows whose passes are like another's: where a test is long, theirs are slow ones.
 ALIKE = {
+    "forward-forward-hybrid", "layer-collaboration-below", "cascaded-forward-sparsemax", "cascaded-forward-dfa",
     "dfa-photonic", "sign-symmetry-fixed", "sign-symmetry-drawn", "pepita-hebbian", "pepita-time-local",
     "pepita-mirror", "target-projection-l1", "predictive-coding-prox", "spsa-dropout", "zo-sign", "zo-conserve",
     "fedkseed", "evolution-plain", "sparse-evolution", "genetic", "consensus", "forward-gradient-projection",

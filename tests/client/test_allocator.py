@@ -12,7 +12,7 @@ import math
 
 import pytest
 import torch
-from fedforward.algorithms import RULES, Batch
+from fedforward.algorithms import RULES, Batch, ForwardForward
 from fedforward.algorithms.seeds import Place
 from fedforward.client.memory import PeakMemory
 from fedforward.client.step import residents, take_step
@@ -61,7 +61,7 @@ def test_the_allocator_agrees_with_the_meter(rule, model, size):
         take_step(rule, net, state, iter([batch]), 0.01, meter)  # like the step that is profiled, while the batch stays
     unseen = peak - meter.parts["activations"]
     assert left == 0
-    rows = 2 * size if rule.name == "forward-forward" else size  # true and wrong labels
+    rows = 2 * size if isinstance(rule, ForwardForward) else size  # true and wrong labels
     drawing = rule.name == "forward-gradient" and size == 1  # its peak, where NumPy has bits that the meter counts
     assert (-rule.chunk if drawing else 0) <= unseen <= max(NUMBERS, columns(net, rows))
     if model == "mlp":

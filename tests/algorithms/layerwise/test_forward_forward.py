@@ -19,7 +19,9 @@ from cases import (
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import ForwardForward, Network, RuleError
 from fedforward.algorithms.layerwise.forward_forward import embed, normalise_
+from fedforward.algorithms.layerwise.negatives import hard_offsets, hybrids, partners
 from fedforward.algorithms.models import mlp
+from fedforward.algorithms.perturbation.noise import seeds, signs
 from fedforward.algorithms.seeds import Place
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -50,9 +52,9 @@ def activity(net, i, params, x):
     return z + (z.relu() - z).detach()
 
 
-def local_loss(net, params, b, peer):
+def local_loss(net, params, b, peer, pair=None):
     """Return (Σ_l L_l with every input detached, the new running means): equation by equation, for autograd."""
-    true, wrong = labelled(b.x, b.y), labelled(b.x, (b.y + b.draws) % CLASSES)
+    true, wrong = pair or (labelled(b.x, b.y), labelled(b.x, (b.y + b.draws) % CLASSES))
     x, size = unit(torch.cat([true, wrong])), len(b.y)
     weight = torch.cat([b.weight, b.weight]) / (2 * b.weight.sum())
     target = torch.cat([torch.ones(size), torch.zeros(size)]).double()
@@ -162,9 +164,10 @@ def test_a_label_replaces_the_first_inputs_and_length_is_normalised():
     assert not normalise_(torch.zeros(2, 5)).any()  # a silent layer stays silent and finite
 
 
-def neutral_activity(net, params, x):
+def neutral_activity(net, params, x, label=0.1):
     x = x.clone().flatten(1)
-    x[:, :CLASSES] = 0.1
+    if label is not None:
+        x[:, :CLASSES] = label
     a, kept = unit(x.view(-1, *SHAPE)), []
     for i in net.hidden:
         a = unit(run_block(net, i, params, a))
@@ -173,22 +176,163 @@ def neutral_activity(net, params, x):
     return torch.cat(kept, 1)
 
 
+@pytest.mark.parametrize("negatives, label", [("label", 0.1), ("hard", 0.1), ("hybrid", None)])
 @pytest.mark.parametrize("name", ["mlp", "lenet"])
-def test_the_read_out_descends_its_cross_entropy_with_its_own_rate_and_decay(name):
+def test_the_read_out_descends_its_cross_entropy_with_its_own_rate_and_decay(name, negatives, label):
     net = network(name)
-    rule = ForwardForward(inference="one-pass", momentum=0.0, weight_decay=0.2, readout_weight_decay=0.05, lr=0.5)
+    rule = ForwardForward(
+        negatives=negatives,
+        inference="one-pass",
+        momentum=0.0,
+        weight_decay=0.2,
+        readout_weight_decay=0.05,
+        lr=0.5,
+    )
     state, b = double(rule.init(net, seed=1)), nonuniform(batch(rule))
     readout = state.params["readout.weight"].normal_(generator=torch.Generator().manual_seed(0)).clone()
     before = copied(state)
     step(rule, net, state, b, lr=0.25)
     weight = readout.clone().requires_grad_()  # read with the layers that the step has just updated
-    loss = cross_entropy(neutral_activity(net, state.params, b.x) @ weight.T, b)
+    loss = cross_entropy(neutral_activity(net, state.params, b.x, label) @ weight.T, b)
     (gradient,) = torch.autograd.grad(loss, weight)
     rate = 0.25 * rule.readout_lr / 0.5
     wanted = readout - rate * (gradient + 0.05 * readout)
     torch.testing.assert_close(state.params["readout.weight"], wanted, rtol=0, atol=1e-12)
-    scores = neutral_activity(net, before.params, b.x) @ readout.T
+    scores = neutral_activity(net, before.params, b.x, label) @ readout.T
     torch.testing.assert_close(rule.logits(net, before, b.x), scores, rtol=0, atol=1e-12)
+
+
+PLACE = Place(1, 2, 3, 4)
+HYBRID = ForwardForward(negatives="hybrid", inference="one-pass", **PLAIN)
+
+
+def test_a_partner_is_another_sample_that_counts_whatever_does_not():
+    drawn, weight = seeds(PLACE, 9), torch.tensor([1.0, 0, 2, 0.5, 0, 1, 1, 0, 0])
+    found, counting = partners(weight, drawn), [0, 2, 3, 5, 6]
+    assert all(int(found[j]) in counting and int(found[j]) != j for j in counting)
+    kept = partners(weight[counting], drawn[counting])  # the others left out
+    assert [counting[k] for k in kept] == found[counting].tolist()
+    assert partners(torch.ones(1), drawn[:1]).tolist() == [0]
+    assert partners(torch.tensor([0.0, 1.0, 0.0]), drawn[:3])[1] == 1
+    assert partners(torch.zeros(3), drawn[:3]).shape == (3,)  # a batch of padding alone runs
+
+
+def test_partners_are_uniform_over_the_others():
+    count = torch.zeros(5, 5)
+    for s in range(800):
+        found = partners(torch.ones(5), seeds(PLACE._replace(step=s), 5))
+        count[torch.arange(5), found] += 1
+    assert not count.diagonal().any()
+    chi_square = ((count[~torch.eye(5, dtype=bool)] - 200).square() / 200).sum()
+    assert chi_square < 37.7  # 99.9 % of chi-square with 15 degrees of freedom
+
+
+def smoothed(bits):
+    """Return a mask of a sample's random signs, blurred six times in both directions, neighbour by neighbour."""
+    rows, columns = bits.shape
+    for _ in range(6):
+        for r, c in ((1, 0), (0, 1)):
+            old, bits = bits, torch.zeros_like(bits)
+            for i in range(rows):
+                for j in range(columns):
+                    for step_, share in ((-1, 0.25), (0, 0.5), (1, 0.25)):
+                        y, x = i + step_ * r, j + step_ * c
+                        if 0 <= y < rows and 0 <= x < columns:
+                            bits[i, j] += share * old[y, x]
+    return bits > 0
+
+
+def test_a_hybrid_is_two_samples_under_a_smooth_mask():
+    drawn, weight = seeds(PLACE, 4), torch.tensor([1.0, 1, 0, 1])
+    x = torch.rand(4, 3, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bits, found = next(signs(drawn, 1, 1, 48, torch.float64)).view(4, 8, 6), partners(weight, drawn)
+    for mixed, own, other, b in zip(hybrids(x, weight, drawn), x, x[found], bits, strict=True):
+        mask = smoothed(b)
+        assert torch.equal(mixed, torch.where(mask, own, other))
+        assert 0 < mask.sum() < 48
+    assert torch.equal(hybrids(x.float(), weight, drawn), hybrids(x, weight, drawn).float()), "masks do not round"
+
+
+def test_masks_take_half_of_each_sample_in_patches():
+    drawn = seeds(PLACE, 400)
+    x = torch.zeros(400, 1, 28, 28)
+    x[::2] = 1
+    mask = hybrids(x, torch.tensor([1.0, 0] * 200), drawn)  # partners are ones
+    assert mask[::2].all()
+    x, own = torch.arange(400.0).view(-1, 1, 1, 1).expand(-1, 1, 28, 28), torch.arange(400.0).view(-1, 1, 1)
+    mask = hybrids(x, torch.ones(400), drawn)[:, 0] == own
+    parts = mask.float().mean((1, 2))
+    assert abs(parts.mean() - 0.5) < 4 * parts.std() / 20
+    near, far = ((mask[:, :, d:] == mask[:, :, :-d]).float().mean() for d in (1, 14))
+    assert near > 0.8 and abs(far - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+@pytest.mark.parametrize("peer", [0.0, 10.0])
+def test_layers_learn_to_tell_samples_from_hybrids_without_labels(name, peer):
+    net, rule = network(name), ForwardForward(negatives="hybrid", inference="one-pass", peer=peer, **PLAIN)
+    state, b = shrunk(double(rule.init(net, seed=1))), nonuniform(batch(rule))
+    others = copied(state), copied(state)
+    params = leaves(state.params)
+    loss, means = local_loss(net, params, b, peer, (b.x, hybrids(b.x, b.weight, b.draws)))
+    learned = {key: p for key, p in params.items() if key not in means and key != "readout.weight"}
+    truth = dict(zip(learned, torch.autograd.grad(loss, list(learned.values())), strict=True))
+    got = descent(rule, net, state, b)
+    assert_close({key: got[key] for key in truth}, truth, atol=1e-9)
+    assert all(g.abs().max() > 1e-5 for g in truth.values())
+    for other, shift in zip(others, (0, 3), strict=True):
+        step(rule, net, other, b._replace(y=(b.y + shift) % CLASSES))
+    same = {key for key in params if torch.equal(others[0].params[key], others[1].params[key])}
+    assert same == set(params) - {"readout.weight"}
+
+
+def test_hard_labels_are_drawn_by_their_scores_and_never_right():
+    n, scores = 90_000, torch.tensor([2.0, 1.0, 5.0, 0.0, -1.0], dtype=torch.float64)
+    uniform = ForwardForward(negatives="hard").draw(PLACE, n, 5)
+    assert uniform.min() >= 0 and uniform.max() < 1 and uniform.dtype == torch.float32
+    y = torch.full((n,), 2)
+    counts = ((y + hard_offsets(scores.expand(n, -1), y, uniform)) % 5).bincount(minlength=5)
+    odds = scores.exp() * torch.tensor([1, 1, 0, 1, 1])
+    expected = n * odds / odds.sum()
+    assert counts[2] == 0
+    assert ((counts - expected).square() / expected.clamp_min(1e-9)).sum() < 16.3  # 99.9 %, 3 degrees of freedom
+    for extreme in (
+        torch.eye(5) * 1e4,
+        -torch.eye(5) * 1e4,
+        torch.zeros(5, 5),
+    ):  # the right label is sure, or not at all
+        for u in (0.0, 1 - 2**-24):
+            offset = hard_offsets(extreme, torch.arange(5), torch.full((5,), u))
+            assert set(offset.tolist()) <= {1, 2, 3, 4}
+    assert hard_offsets(torch.zeros(1, 2), torch.tensor([1]), torch.zeros(1)).tolist() == [1]
+    sure = torch.tensor([[1e4, 0.0, 50.0], [1e4, 50.0, 0.0], [0.0, -1e4, 0.0]])  # of the others one is out of question
+    assert hard_offsets(sure, torch.zeros(3, dtype=torch.int64), torch.tensor([0.5, 0.5, 0.0])).tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize("inference", ["sweep", "one-pass"])
+def test_a_step_on_hard_labels_is_one_on_the_labels_that_the_read_out_confuses(inference):
+    net, rule = network("mlp"), ForwardForward(negatives="hard", inference=inference, **PLAIN)
+    state, b = double(rule.init(net, seed=1)), nonuniform(batch(rule, 12))
+    readout = state.params["readout.weight"].normal_(generator=torch.Generator().manual_seed(0))
+    scores = neutral_activity(net, state.params, b.x) @ readout.T
+    wanted = copied(state)
+    blind = ForwardForward(inference="one-pass", **PLAIN)
+    told = b._replace(draws=hard_offsets(scores, b.y, b.draws))
+    assert torch.equal(rule.logits(net, state, b.x), ForwardForward(inference=inference).logits(net, state, b.x))
+    a, c = step(rule, net, state, b), step(blind, net, wanted, told)
+    assert_close(state.params, wanted.params, atol=1e-12)
+    assert_close(a._asdict(), c._asdict(), atol=1e-12)
+    drawn = hard_offsets(torch.zeros_like(scores), b.y, b.draws)
+    assert not torch.equal(told.draws, drawn), "the scores matter"
+
+
+def test_what_cannot_be_split_says_why():
+    assert (
+        "two samples" in HYBRID.unsplittable
+        and "two samples" in ForwardForward(negatives="hybrid", inference="one-pass", peer=0.0).unsplittable
+    )
+    for rule in (ForwardForward(negatives="hard", peer=0.0), ForwardForward(inference="one-pass", peer=0.0)):
+        assert rule.unsplittable == "the read-out learns at a rate of its own"
 
 
 def test_a_block_with_a_norm_starts_alive():
@@ -206,3 +350,11 @@ def test_refusals_name_the_remedy():
         RULE.check(Network(lambda: mlp((9,), CLASSES, hidden=(8, 8)), (9,), CLASSES))
     with pytest.raises(RuleError, match="use sweep or one-pass"):
         ForwardForward(inference="both")
+    with pytest.raises(RuleError, match="use one of label, hybrid, hard"):
+        ForwardForward(negatives="easy")
+    with pytest.raises(RuleError, match=r"use rule\.inference=one-pass"):
+        ForwardForward(negatives="hybrid")
+    nine = Network(lambda: mlp((9,), CLASSES, hidden=(8, 8)), (9,), CLASSES)
+    with pytest.raises(RuleError, match=r"use rule\.negatives=label"):
+        HYBRID.check(nine)
+    HYBRID.check(Network(lambda: mlp((1, 9), CLASSES, hidden=(8, 8)), (1, 9), CLASSES))
