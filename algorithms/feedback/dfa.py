@@ -22,16 +22,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..network import Network
 from ..perturbation.noise import normals, seeds
 from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error_and_stats
-from ..seeds import Place, Purpose, generator
-
-FEEDBACKS = ("uniform", "normal", "sign", "ternary")
+from ..seeds import Place
+from .fixed import KINDS, feedbacks
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ class DFA(GradientRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.feedback not in FEEDBACKS:
-            raise RuleError(f"unknown feedback '{self.feedback}': use one of {', '.join(FEEDBACKS)}")
+        if self.feedback not in KINDS:
+            raise RuleError(f"unknown feedback '{self.feedback}': use one of {', '.join(KINDS)}")
         if not 0 <= self.ternarise < 1 or self.noise < 0:
             raise RuleError("dfa needs 0 ≤ rule.ternarise < 1 and rule.noise ≥ 0")
 
@@ -79,12 +76,8 @@ class DFA(GradientRule):
 
     def init(self, net: Network, seed: int) -> State:
         """Return the network's weights and fixed feedback "{l}.feedback" (C, features of block l)."""
-        params, fixed = net.init(seed), {}
-        for i in net.hidden:
-            width = torch.Size(net.sizes[i]).numel()
-            draws = self._drawn(generator(seed, Purpose.FIXED, i), (net.classes, width))
-            fixed[f"{i}.feedback"] = torch.from_numpy(self.scale * draws / width**0.5).to(torch.float32)
-        return State(params, fixed, self.slots(params))
+        params = net.init(seed)
+        return State(params, feedbacks(net, seed, self.scale, self.feedback), self.slots(params))
 
     def stackable(self, net: Network) -> bool:
         """Return whether there is no graph anywhere."""
@@ -106,14 +99,6 @@ class DFA(GradientRule):
             self.update(state, pull(self._project(error, state, batch, i).view(shape)), lr)
             del pull
         return stats
-
-    def _drawn(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        """Return feedback of size 1: C × n_l."""
-        if self.feedback == "uniform":
-            return rng.uniform(-1, 1, shape)
-        if self.feedback == "normal":
-            return rng.standard_normal(shape) / shape[0] ** 0.5
-        return rng.choice([-1.0, 1.0] if self.feedback == "sign" else [-1.0, 0.0, 1.0], shape)
 
     def _project(self, error: Tensor, state: State, batch: Batch, i: int) -> Tensor:
         """Return the error (..., B, C) as block i sees it, (..., B, n)."""

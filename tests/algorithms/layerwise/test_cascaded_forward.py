@@ -21,7 +21,8 @@ from cases import (
 )
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import DFA, Batch, Network, RuleError, State
-from fedforward.algorithms.layerwise.cascaded_forward import CascadedForward, features_of, grid, solved, sparsemax
+from fedforward.algorithms.layerwise.cascaded_forward import CascadedForward, solved
+from fedforward.algorithms.layerwise.features import features_of, grid, sparsemax
 from fedforward.algorithms.models import cnn, lenet, mlp
 from fedforward.client.memory import PeakMemory
 from fedforward.client.plan import Planner
