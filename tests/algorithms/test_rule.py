@@ -248,7 +248,13 @@ BUDGETS = {
 }
 
 
-@pytest.mark.parametrize("case", BUDGETS)
+LONG = {
+    "mono-forward-last", "forward-forward-one-pass", "forward-forward-hybrid", "forward-forward-hard",
+    "layer-collaboration", "cascaded-forward-dfa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LONG)) for case in BUDGETS])
 def test_every_dense_rule_reads_nine_digits_in_ten(case):
     rule, epochs = BUDGETS[case]
     activation = {"drtp": "tanh", "counter-current": "elu"}.get(case, "relu")

@@ -16,7 +16,7 @@ from fedforward.algorithms import RULES, Batch, ForwardForward
 from fedforward.algorithms.seeds import Place
 from fedforward.client.memory import PeakMemory
 from fedforward.client.step import residents, take_step
-from test_plan import ALL, few, network
+from test_plan import SIZED, few, network
 from torch.profiler import ProfilerActivity, profile
 
 NUMBERS, F32 = 16, 4  # bytes
@@ -46,8 +46,7 @@ def columns(net, rows):
     return max(sizes)
 
 
-@pytest.mark.parametrize("size", [1, 32])
-@pytest.mark.parametrize("rule, model", ALL)
+@pytest.mark.parametrize("rule, model, size", SIZED)
 def test_the_allocator_agrees_with_the_meter(rule, model, size):
     rule, net = few(RULES[rule]()), network(model)
     state, g = rule.init(net, seed=1), torch.Generator().manual_seed(2)

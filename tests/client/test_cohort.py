@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from cases import CLASSES, SHAPE, assert_close, equal, mostly, network, takes
+from cases import ALIKE, CLASSES, SHAPE, assert_close, equal, network, takes
 from fedforward import algorithms
 from fedforward.algorithms import (
     DFA,
@@ -103,12 +103,18 @@ def assert_as_alone(trainer, members, todo=ASSIGNED, at_once=10):
     return outcomes
 
 
-@pytest.mark.parametrize("net", ["mlp", "lenet"])
-@pytest.mark.parametrize("rule", mostly(RULES))
+ON_MAPS = {"backprop", "mono-forward", "forward-forward", "dfa", "sign-symmetry", "pepita", "baffle"}  # others: slow
+RAGGED = [
+    pytest.param(name, net, marks=[pytest.mark.slow] * (name in ALIKE or (net == "lenet" and name not in ON_MAPS)))
+    for name, rule in RULES.items()
+    for net in ("mlp", "lenet")
+    if takes(rule, network(net))
+]
+
+
+@pytest.mark.parametrize("rule, net", RAGGED)
 def test_ragged_clients_learn_and_report_what_they_would_alone(rule, net):
     rule = RULES[rule]
-    if not takes(rule, network(net)):
-        pytest.skip(f"{rule.name} cannot train this network")
     assert rule.vmappable
     outcomes = assert_as_alone(trainer_of(rule, net), ragged(), replace(ASSIGNED, lr=rule.lr))
     homes = {next(iter(report.params.values())).untyped_storage().data_ptr() for report in outcomes}

@@ -33,6 +33,13 @@ ALL = [
 ]
 
 
+SIZED = [  # single samples of convolutions, and batches of the largest network, with the slow tests
+    pytest.param(*row.values, size, marks=[*row.marks, *[pytest.mark.slow] * (row.values[1] == slow)])
+    for row in ALL
+    for size, slow in ((1, "lenet"), (32, "cnn"))
+]
+
+
 @pytest.fixture(autouse=True)
 def never_on_zeros(monkeypatch):
     """Plan without data, however small a step is."""
@@ -69,8 +76,7 @@ def same(plan, meter):
     return (plan.peak, plan.op, plan.parts, plan.flops) == (meter.peak, meter.op, meter.parts, meter.flops)
 
 
-@pytest.mark.parametrize("size", [1, 32])
-@pytest.mark.parametrize("rule, model", ALL)
+@pytest.mark.parametrize("rule, model, size", SIZED)
 def test_the_planned_peak_is_the_real_one_and_budgets_bind_at_it(rule, model, size):
     rule, net = few(RULES[rule]()), network(model)
     plan = Planner(net).step(rule, size)
@@ -92,7 +98,7 @@ def test_the_planned_peak_is_the_real_one_and_budgets_bind_at_it(rule, model, si
         gc.enable()
 
 
-@pytest.mark.parametrize("micro", [1, 3, *(pytest.param(micro, marks=pytest.mark.slow) for micro in (5, 8, 9))])
+@pytest.mark.parametrize("micro", [3, *(pytest.param(micro, marks=pytest.mark.slow) for micro in (1, 5, 8, 9))])
 @pytest.mark.parametrize("rule", mostly(name for name, rule in VARIANTS.items() if not rule.unsplittable))
 def test_a_batch_in_parts_is_planned_as_it_runs(rule, micro):
     rule, net = VARIANTS[rule], taken(VARIANTS[rule])
