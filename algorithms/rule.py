@@ -142,6 +142,8 @@ class GradientRule(Rule):
     def __post_init__(self) -> None:
         if self.optimizer not in optimizer.NAMES:
             raise RuleError(f"unknown optimizer '{self.optimizer}': use one of {', '.join(optimizer.NAMES)}")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise RuleError(f"{self.name or type(self).__name__} needs 0 ≤ momentum < 1 and weight_decay ≥ 0")
 
     def learned(self, params: Tensors) -> Tensors:
         """Return those of a replica's parameters that gradients change."""

@@ -211,7 +211,7 @@ def plan(
 @app.command()
 def rules(
     describe: Annotated[
-        str | None, typer.Option(help="All about one rule: equations, what it stores and sends, options.")
+        str | None, typer.Option(help="One rule: its equations, what it stores and sends, its options.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -230,7 +230,8 @@ def papers(
     names: Annotated[list[str] | None, typer.Argument(help="Rules; all that have a page if none is named.")] = None,
     wanted: Annotated[bool, typer.Option("--run", help="Run what is not there yet, or go on with it.")] = False,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder that holds data sets by their names; else they are the hub's.")
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder that holds data sets by their names; else the hub's."),
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = RUNS / "papers",
     as_json: Json = False,

@@ -32,8 +32,15 @@ def page(rule: type[Rule] | Rule) -> dict[str, Any]:
     return facts(rule) | {
         "equations": inspect.getdoc(sys.modules[_class(rule).__module__]) or "",
         "description": inspect.getdoc(_class(rule)) or "",
-        "options": {f.name: getattr(rule, f.name, f.default) for f in dataclasses.fields(rule) if f.name != "lr"},
+        "options": {field.name: _value(rule, field) for field in dataclasses.fields(rule) if field.name != "lr"},
     }
+
+
+def _value(rule: type[Rule] | Rule, field: dataclasses.Field) -> Any:
+    """Return an option as it is set, or its default; in words if JSON has no such thing."""
+    made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    value = made if isinstance(rule, type) else getattr(rule, field.name)
+    return value if isinstance(value, str | int | float | bool | list | tuple | None) else str(value)
 
 
 def _class(rule: type[Rule] | Rule) -> type[Rule]:

@@ -158,6 +158,11 @@ def build_strategy(experiment: Experiment, rule: Rule) -> Strategy:
         raise ExperimentError(
             f"{experiment.rule} sends {rule.exchange}, which {name} cannot aggregate: use --strategy {remedy}"
         )
+    if name != "fedavg" and name in STRATEGIES and getattr(rule, "wants_plain_mean", False):
+        raise ExperimentError(
+            f"{experiment.rule} as it is set sends sums of what its clients saw, of which only the plain mean is right:"
+            " use --strategy fedavg"
+        )
     if made:
         return deepcopy(_as_it_is("strategy", kind, options))
     given = _sampling(experiment) if issubclass(cls, FedAvg) else {}

@@ -44,8 +44,8 @@ class PredictiveCoding(GradientRule):
     gradient, and both work with the same f'. Each sample relaxes and is normalised by itself, which for the paper's
     batch of 1 is the same and for more lets the parts of a batch add up (the reference sums norms over the batch). κ
     stays as the forward pass sets it, so that relaxation descends one energy. γ is 0.1 instead of about 0.02: what
-    settles farther in 25 steps learns faster. A convolution's n_l counts an input as
-    often as its kernel reads it; with a norm inside the block it bounds nothing.
+    settles farther in 25 steps learns faster. A convolution's n_l counts an input as often as its kernel reads it; with
+    a norm inside the block it bounds nothing.
 
     Attributes:
         lr: η; of "prox" it moves the output's target, and steps are never longer than to close a residual.

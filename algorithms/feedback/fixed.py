@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..network import Network
+from ..rule import RuleError
 from ..seeds import Purpose, generator
 
 KINDS = ("uniform", "normal", "sign", "ternary")
@@ -15,7 +16,12 @@ def feedback(seed: int, i: int, classes: int, width: int, scale: float, kind: st
     """Return matrix `i` of a run, (classes, width), whose numbers are scale/√width times those of a kind.
 
     "uniform" is U(−1, 1), "normal" N(0, 1)/√classes, "sign" −1 or 1, "ternary" −1, 0 or 1 with equal chances.
+
+    Raises:
+        RuleError: if the scale is not above 0.
     """
+    if scale <= 0:
+        raise RuleError("fixed random matrices need a rule.scale above 0")
     rng, shape = generator(seed, Purpose.FIXED, i), (classes, width)
     if kind == "uniform":
         draws = rng.uniform(-1, 1, shape)

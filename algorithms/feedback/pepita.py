@@ -108,8 +108,10 @@ class PEPITA(GradientRule):
         """Demand layers that have mirrors, if there are to be any, and no optimizer memory between halves of a step."""
         if self.mirror and not net.is_dense:
             raise RuleError("rule.mirror is of dense layers with relu or tanh: leave it out, or use --model mlp")
-        if self.variant == "time-local" and (self.momentum or self.optimizer != "sgd"):
-            raise RuleError("time-local's terms cancel in plain sgd alone: use --set rule.momentum=0.0")
+        if self.variant == "time-local" and (self.momentum or self.weight_decay or self.optimizer != "sgd"):
+            raise RuleError(
+                "time-local's terms cancel in plain sgd alone: use --set rule.momentum=0.0, and no weight_decay"
+            )
 
     def draw(self, place: Place, batch_size: int, classes: int) -> Tensor | None:
         """Return a seed for the mask and the noise of each sample, (B,) int64, if there is any."""

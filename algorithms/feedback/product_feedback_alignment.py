@@ -78,6 +78,8 @@ class ProductFeedbackAlignment(GradientRule):
             raise RuleError("product-feedback-alignment needs steps that are linear in the gradient: use optimizer=sgd")
         if self.ratio < 1 or self.strong_decay < 0 or self.strong_rounds < 0:
             raise RuleError("product-feedback-alignment needs ratio ≥ 1, strong_decay ≥ 0 and strong_rounds ≥ 0")
+        if self.lr * self.strong_decay >= 1 - self.momentum:
+            raise RuleError("a step's strong decay, lr · strong_decay / (1 − momentum), must leave something: lower it")
 
     def check(self, net: Network) -> None:
         """Demand blocks of one weighted layer each, which joins all channels with all."""

@@ -16,8 +16,8 @@ A closed form needs all samples at once; its moments do not. What travels is M_l
     M_l ← M_l + mean_i x_i [x_i, y_i]      once a round, the mean over the samples that a client visits in it
 
 The mean that federated averaging takes of the clients' M_l, weighted by their samples, is that of the pooled samples:
-it gives the W_l of centralised least squares, exactly, however unalike clients are, from one round. Rounds add up. The
-corner of M_l is the mean of 1, so it counts them, and is the N of the equation.
+it gives the W_l of centralised least squares, exactly, however unalike clients are, from one round; no other strategy
+does. Rounds add up. The corner of M_l is the mean of 1, so it counts them, and is the N of the equation.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class CascadedForward(GradientRule):
         predictor: "ce", "sparsemax", or "closed", which wants random blocks, plain federated averaging and, to be
             exact, clients that visit all their samples equally often.
         features: the most that a map hands to its predictor. Vectors are never shortened.
-        ridge: λ, beside a mean square of 1.
-        block_lr: learning rate of blocks under dfa; the round's schedule scales it too.
+        ridge: λ of a closed form, beside a mean square of 1.
+        block_lr: learning rate of blocks under dfa alone; the round's schedule scales it too.
     """
 
     name: ClassVar[str] = "cascaded-forward"
@@ -92,6 +92,11 @@ class CascadedForward(GradientRule):
             raise RuleError("a closed form wants blocks that stay as they are: use rule.predictor=ce with dfa")
         if self.predictor == "closed" and (self.optimizer != "sgd" or self.momentum or self.weight_decay):
             raise RuleError("a closed form has no optimizer: leave rule.optimizer, momentum and weight_decay alone")
+
+    @property
+    def wants_plain_mean(self) -> bool:
+        """Whether only federated averaging itself is right: moments are sums, not weights that may be pulled about."""
+        return self.predictor == "closed"
 
     def check(self, net: Network) -> None:
         """Demand a hidden block."""

@@ -54,7 +54,7 @@ def pages(names: Iterable[str] = (), data_dir: Path | None = None) -> list[Page]
     """
     there = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
     for name in names:
-        choose("page of a rule", name, there)
+        choose("rule with a page", name, there)
     return [_read(there[name], data_dir) for name in (list(names) or there)]
 
 

@@ -172,9 +172,10 @@ def test_a_plan_takes_no_memory_and_is_made_once():
 def test_a_small_step_is_planned_on_zeros_as_without_data(rule, net, monkeypatch):
     rule, net = VARIANTS[rule], taken(VARIANTS[rule], net)
     fake, zeros = Planner(net), Planner(net)
-    plans = [fake.step(rule, 3), fake.inference(rule, 5), fake.forward(4)]
+    micro = 0 if rule.unsplittable else 2
+    plans = [fake.step(rule, 7, micro, anchored=True), fake.inference(rule, 5), fake.forward(4)]
     monkeypatch.setattr(planning, "SMALL", 10**6)
-    assert [zeros.step(rule, 3), zeros.inference(rule, 5), zeros.forward(4)] == plans
+    assert [zeros.step(rule, 7, micro, anchored=True), zeros.inference(rule, 5), zeros.forward(4)] == plans
 
 
 def test_a_granule_rounds_every_storage_up():

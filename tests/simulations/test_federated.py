@@ -8,8 +8,9 @@ import pytest
 from fedforward.algorithms import RULES
 from fedforward.client.trainer import Assignment
 from fedforward.server.records import read_run
-from fedforward.simulations.experiment import Experiment
+from fedforward.simulations.experiment import Experiment, ExperimentError
 from fedforward.simulations.run import execute, start
+from fedforward.simulations.world import build
 
 ROUNDS, EPOCHS, BATCH = 12, 2, 10
 OWN = {
@@ -57,3 +58,11 @@ def test_the_mean_of_unlike_clients_beats_the_best_of_them(case, tmp_path, no_re
     best = max(alone(world, index) for index in range(20))
     print(f"{case}: together {together:.3f}, best alone {best:.3f}")
     assert together > best
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedprox", "krum"])
+def test_moments_are_averaged_plainly_or_not_at_all(strategy):
+    closed = Experiment(rule="cascaded-forward", strategy=strategy, set={"rule": {"predictor": "closed"}})
+    with pytest.raises(ExperimentError, match="only the plain mean is right: use --strategy fedavg"):
+        build(closed)
+    build(closed.replace(set={}))

@@ -90,7 +90,7 @@ def test_papers_lays_what_was_published_beside_what_was_recorded(cli, folder, no
         recorded = read_run(pages.Path("runs/papers") / f"backprop-{line}").rounds["accuracy"].iloc[-1]
         assert f"{100 * recorded:.2f}" in said and f"{100 * (recorded - 0.5):+.2f}" in said and f"{rounds}/" in said
     assert "All is well." in said and "fedforward papers backprop --run" in said
-    assert cli("papers", "backprp").err.startswith("error: unknown page of a rule 'backprp': did you mean backprop?")
+    assert cli("papers", "backprp").err.startswith("error: unknown rule with a page 'backprp': did you mean backprop?")
 
 
 def test_a_run_of_other_settings_is_not_taken_for_a_papers(cli, folder, no_report, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import NETS, assert_close, batch, descent, double, leaves, network, nonuniform, run_block, step
 from cases import weighted_cross_entropy as cross_entropy
-from fedforward.algorithms import DFA, Batch, RuleError
+from fedforward.algorithms import DFA, DRTP, PEPITA, Batch, RuleError, TargetProjection
 from fedforward.algorithms.feedback.dfa import _ternary
 
 RULE = DFA(lr=0.1, momentum=0.0)
@@ -89,3 +89,9 @@ def test_training_aligns_the_network_with_its_feedback():
         cosines.append(float(torch.cosine_similarity(moved.flatten(), truth.flatten(), dim=0)))
     chance = 1 / moved.numel() ** 0.5
     assert abs(cosines[0]) < 3 * chance and min(cosines[-50:]) > 10 * chance
+
+
+@pytest.mark.parametrize("rule", [DFA(scale=0.0), DRTP(scale=-1.0), TargetProjection(scale=0.0), PEPITA(scale=0.0)])
+def test_feedback_of_no_size_is_refused(rule):
+    with pytest.raises(RuleError, match=r"rule\.scale above 0"):
+        rule.init(network("mlp"), 0)

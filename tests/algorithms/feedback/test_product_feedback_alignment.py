@@ -199,3 +199,10 @@ def test_what_it_cannot_do_is_refused():
     )
     with pytest.raises(RuleError, match="use convolutions of one group"):
         RULE.check(Network(grouped, SHAPE, CLASSES))
+
+
+def test_a_decay_that_leaves_nothing_and_a_momentum_of_1_are_refused():
+    with pytest.raises(RuleError, match="must leave something: lower it"):
+        ProductFeedbackAlignment(strong_decay=3.0)
+    with pytest.raises(RuleError, match="0 ≤ momentum < 1"):
+        ProductFeedbackAlignment(momentum=1.0)
