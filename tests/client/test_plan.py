@@ -129,7 +129,10 @@ def test_evaluation_is_planned_as_it_runs(rule, model):
     assert (plan.peak, plan.parts, plan.flops) == (meter.peak, meter.parts, meter.flops)
 
 
-@pytest.mark.parametrize("rule, model", ALL)
+DENSE = [pytest.param(*row.values, marks=[*row.marks, *[pytest.mark.slow] * (row.values[1] != "mlp")]) for row in ALL]
+
+
+@pytest.mark.parametrize("rule, model", DENSE)
 def test_planned_bytes_are_those_of_the_messages(rule, model):
     rule, net = RULES[rule](), network(model)
     plan, params = Planner(net).step(rule, 2), rule.init(net, 0).params

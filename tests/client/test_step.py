@@ -29,7 +29,7 @@ def trained(rule, net, whole, sizes, steps=2):
 
 
 @pytest.mark.parametrize("net", ["mlp", "cnn-group"])
-@pytest.mark.parametrize("size", [1, 3, 9])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3, 9])
 @pytest.mark.parametrize("rule", SPLITTABLE)
 def test_parts_add_up_to_the_batch(rule, size, net):
     rule, net = RULES[rule], taken(RULES[rule], net)

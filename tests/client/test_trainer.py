@@ -231,8 +231,11 @@ def audited(rule, **options):
     return Trainer(rule, network("mlp"), 0, audit=1.0, **options)
 
 
+PLAINER = pytest.param({"batch_size": 3, "evaluate": False}, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("rule", mostly(RULES))
-@pytest.mark.parametrize("changes", [{"proximal_mu": 0.1}, {"batch_size": 3, "evaluate": False}])
+@pytest.mark.parametrize("changes", [{"proximal_mu": 0.1}, PLAINER])
 def test_an_audit_finds_what_was_planned_and_changes_no_bit(rule, changes):
     rule = RULES[rule]
     plain, watched = (fit(rule, trainer=Trainer(rule, network("mlp"), 0, audit=p), **changes) for p in (0.0, 1.0))

@@ -30,7 +30,7 @@ OWN = {
     "target-projection": {},
     "predictive-coding": {},
 }
-FAST = ("drtp", "mono-forward")
+FAST = ("drtp",)
 
 
 def rule_of(case):

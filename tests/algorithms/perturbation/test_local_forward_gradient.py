@@ -44,7 +44,9 @@ def gradients_of_steps(rule, net, state, b, steps):
         yield descent(rule, net, copied(state), b._replace(draws=draws))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "mlp-relu")) for name in NETS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("mlp-relu", "mlp-gelu"))) for name in NETS]
+)
 def test_guesses_are_unbiased_and_heads_and_output_exact(name):
     net, rule = NETS[name], replace(PLAIN, directions=8)
     state, b = problem(rule, net)

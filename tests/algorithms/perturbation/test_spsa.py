@@ -26,7 +26,12 @@ def thinned(net, b, dropout):
     return scores
 
 
-@pytest.mark.parametrize("name, dropout", [*((name, 0.0) for name in SMALL), ("mlp-gelu", 0.25), ("lenet", 0.25)])
+ESTIMATED = [*((name, 0.0) for name in SMALL), ("mlp-gelu", 0.25), ("lenet", 0.25)]
+
+
+@pytest.mark.parametrize(
+    "name, dropout", [pytest.param(*row, marks=[pytest.mark.slow] * (row[0] == "mlp-gelu")) for row in ESTIMATED]
+)
 def test_the_estimate_is_unbiased_and_as_near_as_theory_has_it(name, dropout):
     net, rule = SMALL[name], SPSA(directions=1008, sigma=1e-5, dropout=dropout)
     state, b = problem(rule, net)

@@ -46,7 +46,7 @@ def test_the_same_records_within_rounding(tmp_path, case):
                 )
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
+@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("fedmedian", marks=pytest.mark.slow)])
 def test_two_workers_give_the_bits_of_one_process(tmp_path, strategy):
     world = small_world(engine="cohort", devices="cpu:2", strategy=strategy, partition="dirichlet:0.5")
     simulate(world, tmp_path / "one", grid=lambda *_, **__: CohortGrid(world))
