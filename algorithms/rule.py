@@ -87,6 +87,7 @@ class Rule(ABC):
     vmappable: ClassVar[bool] = True  # `step` runs under torch.func.vmap over a leading client axis
     # Why the parts of a batch do not add up to its update, in words; "" claims that they do (gradient accumulation).
     unsplittable: ClassVar[str] = "nothing says that the parts of a batch add up to its update"
+    wants_plain_mean: ClassVar[bool] = False  # of what clients send, the mean weighted by samples is right and no other
 
     lr: float = 0.1
 

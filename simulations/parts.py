@@ -158,7 +158,7 @@ def build_strategy(experiment: Experiment, rule: Rule) -> Strategy:
         raise ExperimentError(
             f"{experiment.rule} sends {rule.exchange}, which {name} cannot aggregate: use --strategy {remedy}"
         )
-    if name != "fedavg" and name in STRATEGIES and getattr(rule, "wants_plain_mean", False):
+    if name != "fedavg" and name in STRATEGIES and rule.wants_plain_mean:
         raise ExperimentError(
             f"{experiment.rule} as it is set sends sums of what its clients saw, of which only the plain mean is right:"
             " use --strategy fedavg"

@@ -46,6 +46,7 @@ from fedforward.algorithms import (
 )
 from fedforward.algorithms.models import cnn, lenet, mlp
 from fedforward.algorithms.seeds import Place
+from fedforward.client.plan import Planner
 from torch import nn
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -220,3 +221,13 @@ def assert_close(got, wanted, atol):
 def equal(a, b):
     """Return whether two dictionaries hold the same bits in the same order."""
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def assert_one_block_is_needed(rule, numbers, size=64, width=32):
+    """Assert that activities of one block are alive at a time: of a dense one so many numbers a unit, and a share."""
+    nets = [Network(partial(mlp, (width,), 10, hidden=(width,) * depth), (width,), 10) for depth in (1, 2, 4, 8)]
+    first, *others = (Planner(net).step(rule, size).parts["activations"] for net in nets)
+    assert set(others) == {4 * size * (numbers * width + 1)}
+    assert first == others[0] - 4 * size * width  # its input is the batch
+    nets = [Network(partial(cnn, (3, 32, 32), 10, channels=(32, 64, 128)[:n]), (3, 32, 32), 10) for n in (1, 2, 3)]
+    assert len({Planner(net).step(rule, 16).parts["activations"] for net in nets}) == 1  # the first is the largest

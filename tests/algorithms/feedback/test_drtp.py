@@ -7,6 +7,7 @@ import torch
 from cases import (
     NETS,
     assert_close,
+    assert_one_block_is_needed,
     batch,
     copied,
     descent,
@@ -21,8 +22,7 @@ from cases import (
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import Network
 from fedforward.algorithms.feedback.drtp import DRTP
-from fedforward.algorithms.models import cnn, mlp
-from fedforward.client.plan import Planner
+from fedforward.algorithms.models import mlp
 
 RULE = DRTP(momentum=0.0)
 
@@ -86,24 +86,9 @@ def test_feedback_is_uniform_the_same_for_all_and_never_sent(scale):
         assert abs(feedback.square().mean() - 1 / 3) < 4 * (4 / 45 / feedback.numel()) ** 0.5
 
 
-def test_a_layer_more_costs_nothing():
-    size, width, peaks = 64, 32, []
-    for depth in (1, 2, 4, 8):
-        net = Network(lambda: mlp((width,), 10, hidden=(width,) * depth), (width,), 10)  # noqa: B023
-        peaks.append(Planner(net).step(DRTP(), size).parts["activations"])
-    assert peaks[3] == peaks[2] == peaks[1]
-    # Its input and output, the labels' rows and their portions, and the shares; the first block's input is the batch.
-    assert peaks[1] == 4 * size * (4 * width + 1) and peaks[0] == peaks[1] - 4 * size * width
-
-
-def test_of_a_convolutional_network_the_largest_block_rules():
-    peaks = [
-        Planner(Network(lambda: cnn((3, 32, 32), 10, channels=channels), (3, 32, 32), 10))  # noqa: B023
-        .step(DRTP(), 16)
-        .parts["activations"]
-        for channels in ((32,), (32, 64), (32, 64, 128))
-    ]
-    assert peaks[0] == peaks[1] == peaks[2]
+def test_a_step_needs_one_block_whatever_the_depth():
+    # Its input and output, the rows of the labels and what is made of them, and the shares.
+    assert_one_block_is_needed(DRTP(), numbers=4)
 
 
 def test_the_signal_never_ends():
