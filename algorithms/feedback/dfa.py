@@ -25,7 +25,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..network import Network
-from ..perturbation.noise import normals, seeds
+from ..noise import normals, seeds
 from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error_and_stats
 from ..seeds import Place
 from .fixed import KINDS, feedbacks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..perturbation.noise import words
+from ..noise import words
 
 LEVELS = 65536  # a mask's bit is drawn from 16 random ones
 

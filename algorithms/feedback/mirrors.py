@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..network import Network
+from ..noise import normals
 from ..optimizer import Product, add
-from ..perturbation.noise import normals
 from ..rule import Batch, Tensors
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..network import Gradients, Network
-from ..perturbation.noise import seeds
+from ..noise import seeds
 from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_entropy_stats
 from ..seeds import Place
 from .correlation import Correlate, added, correlation, portions

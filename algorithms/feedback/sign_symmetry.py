@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from ..perturbation.noise import seeds, words
+from ..noise import seeds, words
 from ..rule import Batch, GradientRule, RuleError, State, Stats
 from ..seeds import Place, Purpose, generator
 from .transport import check, learn, uniform, ways, xavier

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..network import Network
+from ..noise import seeds
 from ..optimizer import Product, add
-from ..perturbation.noise import seeds
 from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, onehot, softmax_error
 from ..seeds import Place, Purpose, generator
 from .negatives import hard_offsets, hybrids

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..perturbation.noise import signs, words
+from ..noise import signs, words
 
 BLURS = 6  # of a mask
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ..network import Network
+from ..noise import normals, seeds
 from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_entropy_stats
 from ..seeds import Place
-from .noise import normals, seeds
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from ..layerwise.mono_forward import pool, spread
 from ..network import Network
+from ..noise import seeds, signs
 from ..optimizer import Product
 from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error, softmax_error_and_stats
 from ..seeds import Place, Purpose, generator
-from .noise import seeds, signs
 
 
 @dataclass(frozen=True)

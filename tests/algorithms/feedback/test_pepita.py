@@ -23,7 +23,7 @@ from fedforward.algorithms import Batch, Network, RuleError, State
 from fedforward.algorithms.feedback.mirrors import through
 from fedforward.algorithms.feedback.pepita import PEPITA
 from fedforward.algorithms.models import lenet, mlp
-from fedforward.algorithms.perturbation.noise import normals
+from fedforward.algorithms.noise import normals
 from fedforward.algorithms.seeds import Place
 from fedforward.client.plan import Planner
 from torch.func import functional_call

@@ -21,7 +21,7 @@ from fedforward.algorithms import ForwardForward, Network, RuleError
 from fedforward.algorithms.layerwise.forward_forward import embed, normalise_
 from fedforward.algorithms.layerwise.negatives import hard_offsets, hybrids, partners
 from fedforward.algorithms.models import mlp
-from fedforward.algorithms.perturbation.noise import seeds, signs
+from fedforward.algorithms.noise import seeds, signs
 from fedforward.algorithms.seeds import Place
 from torch.nn.functional import binary_cross_entropy_with_logits
 

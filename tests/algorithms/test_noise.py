@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from fedforward.algorithms.perturbation.noise import normals, seeds, signs, words
+from fedforward.algorithms.noise import normals, seeds, signs, words
 from fedforward.algorithms.seeds import Place
 
 SEEDS = seeds(Place(1, 2, 3, 4), 50)
