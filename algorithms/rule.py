@@ -14,7 +14,7 @@ returns a few numbers, `apply` turns numbers into an update and is all that the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -104,6 +104,10 @@ class Rule(ABC):
     def draw(self, place: Place, batch_size: int, classes: int) -> Any:
         """Return what `step` needs from chance at `place`; it reaches the rule as `batch.draws`."""
         return None
+
+    def goodness(self, net: Network, state: State, batch: Batch) -> Iterable[tuple[int, tuple[Tensor, Tensor]]]:
+        """Return (hidden block, (goodness (B,) of samples, of their negatives)) of a rule that has such a thing."""
+        return ()
 
     @abstractmethod
     def init(self, net: Network, seed: int) -> State:

@@ -15,6 +15,7 @@ from .rows import Row
 
 Complete = Callable[[int, Row], Row]  # round, row of a client -> the row with what else is known of it
 Evaluate = Callable[[ArrayRecord], tuple[float, float]]  # -> loss, accuracy on the server's test set
+Diagnose = Callable[[int, ArrayRecord], list[Row]]  # round -> rows of the table of diagnoses, without the round
 
 
 class Observer(Protocol):
@@ -41,6 +42,7 @@ class Plan:
     steps: int = 0  # local steps a round, at most; 0: those of all epochs
     lr_schedule: str = "constant"
     evaluate_every: int = 1
+    diagnose_every: int = 0  # 0: never
     timeout: float | None = None  # seconds to wait for a round's replies; None waits for all
 
     def learning_rate(self, server_round: int) -> float:
@@ -51,6 +53,11 @@ class Plan:
     def evaluates(self, server_round: int) -> bool:
         """Return whether models are evaluated in this round; the last one always is."""
         return server_round == self.rounds or server_round % self.evaluate_every == 0
+
+    def diagnoses(self, server_round: int) -> bool:
+        """Return whether the model after this round (0: the first) is diagnosed; the last one is, if any."""
+        every = self.diagnose_every
+        return every > 0 and (server_round == self.rounds or server_round % every == 0)
 
 
 # Learning rate relative to the first, as a function of the part of the run that has passed (0 up to, never at, 1).
@@ -74,6 +81,7 @@ class Job:
         records: where rounds are committed; whatever they hold already is not done again.
         observer: whoever wants to watch.
         complete: adds to a client's row what a simulation knows of it beyond its answer, such as its device.
+        diagnose: returns what is found of each block of a model, if the plan asks for it.
     """
 
     plan: Plan
@@ -83,3 +91,4 @@ class Job:
     records: Records
     observer: Observer | None = None
     complete: Complete = lambda server_round, row: row
+    diagnose: Diagnose = lambda server_round, arrays: []

@@ -2,7 +2,7 @@
 
     runs/<name>/
     ├── experiment.toml       the exact experiment
-    ├── run.sqlite            tables runs, rounds, clients, evaluations
+    ├── run.sqlite            tables runs, rounds, clients, evaluations, diagnoses
     ├── checkpoints/          the server's state after the last committed round
     ├── lock                  held by the process that writes the run; the kernel releases it when that dies
     ├── report.html, *.png    written when the run ends
@@ -62,7 +62,11 @@ CREATE TABLE IF NOT EXISTS evaluations (
     round INTEGER, client INTEGER, status TEXT, samples INTEGER, loss REAL, accuracy REAL,
     bytes_down INTEGER, bytes_up INTEGER, PRIMARY KEY (round, client)
 );
+CREATE TABLE IF NOT EXISTS diagnoses (
+    round INTEGER, block INTEGER, angle REAL, hoyer REAL, separation REAL, PRIMARY KEY (round, block)
+);
 """
+DIAGNOSED = ("round", "block", "angle", "hoyer", "separation")
 TIMES = {"rounds": ("seconds",), "clients": ("seconds",)}  # columns that are not a function of the experiment
 
 
@@ -90,8 +94,7 @@ class _Round(NamedTuple):
     """A round that waits to be written."""
 
     row: Mapping[str, Any]
-    clients: Iterable[Mapping[str, Any]]
-    evaluations: Iterable[Mapping[str, Any]]
+    parts: Mapping[str, Iterable[Mapping[str, Any]]]
     checkpoint: Callable[[IO[bytes]], object] | None  # None: a later round's is written
 
 
@@ -162,16 +165,14 @@ class Records:
     def commit_round(
         self,
         row: Mapping[str, Any],
-        clients: Iterable[Mapping[str, Any]],
-        evaluations: Iterable[Mapping[str, Any]],
+        parts: Mapping[str, Iterable[Mapping[str, Any]]],
         checkpoint: Callable[[IO[bytes]], object],
     ) -> None:
         """Take one round, and write it with those that wait by the time that the first of them has waited `delay`.
 
         Args:
             row: of table rounds; a value may be a `Future`, which is waited for when the round is written.
-            clients: rows of that table, without the round.
-            evaluations: rows of that table, without the round.
+            parts: rows of the tables clients, evaluations and diagnoses, by table and without the round.
             checkpoint: writes the server's state after the round to a file; only that of the last round is asked for.
 
         Raises:
@@ -180,7 +181,7 @@ class Records:
         with self._writing:
             self._raise_failure()
             self._waiting = [waiting._replace(checkpoint=None) for waiting in self._waiting]
-            self._waiting.append(_Round(row, clients, evaluations, checkpoint))
+            self._waiting.append(_Round(row, parts, checkpoint))
             left = self._written + self.delay - time.monotonic()
             if left <= 0:
                 self.flush()
@@ -205,10 +206,10 @@ class Records:
         path = self.checkpoint_path(last.row["round"])
         write_atomically(path, last.checkpoint)
         with self._transaction():
-            for row, clients, evaluations, _ in rounds:
+            for row, parts, _ in rounds:
                 _insert(self.db, "rounds", {name: _known(value) for name, value in row.items()})
-                self._insert_all("clients", row["round"], clients)
-                self._insert_all("evaluations", row["round"], evaluations)
+                for table, rows in parts.items():
+                    self._insert_all(table, row["round"], rows)
         self._written = time.monotonic()
         for old in (self.folder / CHECKPOINTS).iterdir():
             if old != path:
@@ -275,6 +276,7 @@ class Run:
     rounds: pd.DataFrame
     clients: pd.DataFrame
     evaluations: pd.DataFrame
+    diagnoses: pd.DataFrame
 
 
 def checkpoint_of(folder: Path, server_round: int) -> Path:
@@ -296,6 +298,9 @@ def read_run(folder: Path) -> Run:
                 name: pd.read_sql(f"SELECT * FROM {name} ORDER BY round{key}", db)
                 for name, key in {"rounds": "", "clients": ", client", "evaluations": ", client"}.items()
             }
+            asked = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'diagnoses'").fetchone()
+            none = f"SELECT {', '.join('NULL AS ' + column for column in DIAGNOSED)} WHERE 0"  # of an earlier version
+            tables["diagnoses"] = pd.read_sql("SELECT * FROM diagnoses ORDER BY round, block" if asked else none, db)
             runs = pd.read_sql("SELECT * FROM runs WHERE status IS NOT NULL AND experiment IS NOT NULL", db)
     except (sqlite3.Error, pd.errors.DatabaseError):
         raise NotARun(f"{folder} holds no run of this program: its {DATABASE} is another's, or broken") from None

@@ -86,7 +86,7 @@ class _Loop(Job):
         row = {"round": 0, "loss": number(loss), "accuracy": number(accuracy)}
         zeros = ("clients", "over_budget", "failed", "bytes_down", "bytes_up", "wire_down", "wire_up", "flops")
         row |= dict.fromkeys(zeros, 0)
-        self._commit(row | {"seconds": 0.0}, [], [], arrays)
+        self._commit(row | {"seconds": 0.0}, [], [], self._diagnoses(0, arrays), arrays)
 
     def round(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Run one round, commit it, and return the new model."""
@@ -102,8 +102,9 @@ class _Loop(Job):
             row |= {"client_accuracy": mean(evaluations, "accuracy"), "client_loss": mean(evaluations, "loss")}
         taken = getattr(self.strategy, "taken", None)
         row["scalars"] = encode_round(taken) if isinstance(taken, ScalarRound) else None
+        diagnoses = self._diagnoses(server_round, getattr(self.strategy, "shown", None) or arrays)
         row["seconds"] = time.perf_counter() - started  # all of the round but its commit
-        self._commit(row, clients, evaluations, arrays)
+        self._commit(row, clients, evaluations, diagnoses, arrays)
         if self.observer:
             self.observer.round_done(row, clients)
         self._check_audits(server_round, clients)
@@ -222,12 +223,20 @@ class _Loop(Job):
         with _named(f"the server's evaluation of rule {self.plan.rule}"):
             return self.evaluate(arrays)
 
-    def _commit(self, row: Row, clients: list[Row], evaluations: list[Row], arrays: ArrayRecord) -> None:
+    def _diagnoses(self, server_round: int, arrays: ArrayRecord) -> list[Row]:
+        if not self.plan.diagnoses(server_round):
+            return []
+        with _named(f"the diagnosis of rule {self.plan.rule}"):
+            return self.diagnose(server_round, arrays)
+
+    def _commit(
+        self, row: Row, clients: list[Row], evaluations: list[Row], diagnoses: list[Row], arrays: ArrayRecord
+    ) -> None:
         with _named(f"strategy {type(self.strategy).__name__}"):
             frozen = checkpoint.freeze(self.strategy)
         row["model_sha256"] = self.aside.submit(model_hash, arrays)
         saved = partial(checkpoint.dump, row["round"], arrays, frozen)
-        self.records.commit_round(row, clients, evaluations, saved)
+        self.records.commit_round(row, {"clients": clients, "evaluations": evaluations, "diagnoses": diagnoses}, saved)
 
 
 @contextmanager

@@ -115,6 +115,9 @@ def run(
     audit: Annotated[float | None, _flag("audit", "Part of client rounds whose memory is measured.")] = None,
     holdout: Annotated[float | None, _flag("holdout", "Part of a client's samples kept to evaluate it.")] = None,
     evaluate_every: Annotated[int | None, _flag("evaluate_every", "Rounds between evaluations.")] = None,
+    diagnose_every: Annotated[
+        int | None, _flag("diagnose_every", "Rounds between diagnoses: angles with the gradient, sparsity (0: none).")
+    ] = None,
     seed: Annotated[int | None, _flag("seed", "The one seed of everything.")] = None,
     engine: Annotated[str | None, _flag("engine", "Where clients run: auto, inline, cohort, pool or flower.")] = None,
     devices: Annotated[str | None, _flag("devices", "Workers: cpu:2 is two processes; or cuda:0,cuda:1.")] = None,
@@ -139,8 +142,8 @@ def run(
         "rounds": rounds, "epochs": epochs, "local-steps": local_steps, "batch-size": batch_size,
         "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "fleet": fleet, "adapt": adapt,
         "micro-batch": micro_batch, "audit": audit, "holdout": holdout,
-        "evaluate-every": evaluate_every, "seed": seed, "engine": engine, "devices": devices, "timeout": timeout,
-        "threads": threads, "name": name,
+        "evaluate-every": evaluate_every, "diagnose-every": diagnose_every, "seed": seed, "engine": engine,
+        "devices": devices, "timeout": timeout, "threads": threads, "name": name,
     }  # fmt: skip
     flags = {key: value for key, value in flags.items() if value is not None}
     console, folder = Console(stderr=True), resume
@@ -321,6 +324,7 @@ def compare(
     audit: _of_run.audit = None,
     holdout: _of_run.holdout = None,
     evaluate_every: _of_run.evaluate_every = None,
+    diagnose_every: _of_run.diagnose_every = None,
     seed: Annotated[int | None, _flag("seed", "The first seed.")] = None,
     threads: _of_run.threads = None,
     name: Annotated[str | None, typer.Option(help="Name of the comparison's folder.")] = None,
@@ -339,7 +343,7 @@ def compare(
         "rounds": rounds, "epochs": epochs, "local-steps": local_steps, "batch-size": batch_size,
         "lr": lr, "lr-schedule": lr_schedule, "strategy": strategy, "fleet": fleet, "adapt": adapt,
         "micro-batch": micro_batch, "audit": audit, "holdout": holdout, "evaluate-every": evaluate_every,
-        "seed": seed, "threads": threads, "name": name,
+        "diagnose-every": diagnose_every, "seed": seed, "threads": threads, "name": name,
     }  # fmt: skip
     common = from_toml(experiment, {key: value for key, value in flags.items() if value is not None}, options or [])
     command = shlex.join(["fedforward", *sys.argv[1:]])

@@ -58,6 +58,7 @@ class Experiment:
     audit: float = 0.0  # part of the client rounds whose memory is measured and compared with the plan
     holdout: float = 0.1  # part of a client's samples kept for its own evaluation
     evaluate_every: int = 1  # rounds between evaluations, on the server and on clients
+    diagnose_every: int = 0  # rounds between diagnoses of the model's blocks, on the server; 0: none
     seed: int = 0
     engine: str = "auto"  # where clients run: inline, cohort, pool or flower; auto picks the fastest
     devices: str = ""  # cpu:2 for two worker processes, cuda:0,cuda:1 for one on each GPU; empty: what there is
@@ -80,7 +81,7 @@ class Experiment:
                     f"{_dashed(key)} must be between 1 and clients ({self.clients}), or 0 for {meaning};"
                     f" it is {getattr(self, key)}"
                 )
-        for key in ("samples_per_client", "local_steps", "micro_batch"):
+        for key in ("samples_per_client", "local_steps", "micro_batch", "diagnose_every"):
             if getattr(self, key) < 0:
                 raise ExperimentError(f"{_dashed(key)} must be at least 0, not {getattr(self, key)}")
         if self.samples_per_client and not self.resample:

@@ -104,6 +104,41 @@ def _accuracy_of_clients(axes: Axes, shown: Sequence[Shown]) -> tuple[set[str], 
     return drawn, f"Cumulative distribution over clients; accuracy {'; '.join(told)}."
 
 
+# ---- diagnoses ------------------------------------------------------------------------------------------------------
+
+
+def _by_block(axes: Axes, shown: Sequence[Shown], column: str) -> set[str]:
+    """Draw what was found of each block over the rounds: a line a block, the darker the farther up."""
+    drawn = set()
+    for each in shown:
+        found = each.run.diagnoses.assign(y=numbers(each.run.diagnoses, column)).dropna(subset="y")
+        blocks = sorted(found["block"].unique())
+        for rank, block in enumerate(blocks):
+            of_block = found[found["block"] == block]
+            label = each.told(f"block {block}", len(shown) > 1)
+            fading = 0.35 + 0.65 * (rank + 1) / len(blocks)
+            axes.plot(
+                of_block["round"], of_block["y"], color=each.colour, alpha=fading, marker=each.marker, ms=4, lw=1.6,
+                label=plain(label),
+            )  # fmt: skip
+            drawn.add(each.name)
+    if drawn:
+        count_axis(axes.xaxis)
+    return drawn
+
+
+def _angles(axes: Axes, shown: Sequence[Shown]) -> tuple[set[str], str]:
+    axes.axhline(90, color="#999999", lw=0.8, ls=":")
+    caption = "Between what one step takes from a block's weights and the true gradient of the rule's own cross-entropy"
+    return _by_block(axes, shown, "angle"), f"{caption}, on the server's test set: 0° follows it, 90° is chance."
+
+
+def _sparsity(axes: Axes, shown: Sequence[Shown]) -> tuple[set[str], str]:
+    return _by_block(
+        axes, shown, "hoyer"
+    ), "Hoyer's measure of a hidden block's activity: 1 is one active unit, 0 all alike."
+
+
 PICTURES = {  # by file name
     "accuracy": Picture("Accuracy by round", "Round", "Accuracy", _accuracy_by_round),
     "traffic": Picture("Accuracy by bytes sent", "Sent so far, up and down", "Accuracy", _accuracy_by_bytes),
@@ -115,6 +150,8 @@ PICTURES = {  # by file name
     "clients": Picture(
         "Accuracy of the clients", "Accuracy, own held-out data", "Clients at or below", _accuracy_of_clients
     ),
+    "angles": Picture("Angle with the gradient", "Round", "Degrees", _angles, optional=True),
+    "sparsity": Picture("Sparsity of activity", "Round", "Hoyer's measure", _sparsity, optional=True),
 }
 
 

@@ -194,7 +194,9 @@ def _job(world: World, folder: Path, observer: Observer | None) -> Job:
     begun = records.last_round() >= 0  # it goes on from its checkpoint
     initial = ArrayRecord() if begun else world.initial()
     records.go_on()
-    return Job(world.plan(), world.strategy(), initial, world.evaluate, records, observer, world.complete)
+    return Job(
+        world.plan(), world.strategy(), initial, world.evaluate, records, observer, world.complete, world.diagnose
+    )
 
 
 def _check_checkpoint(folder: Path, records: Records) -> None:

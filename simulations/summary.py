@@ -29,7 +29,8 @@ def summarise(run: Run) -> dict[str, Any]:
 
     Accuracy and loss are those of the last evaluated round. `peak_bytes_*` are over clients, each counting with the
     most it ever used. Totals are over the committed rounds (training; failed clients' downloads count, evaluation does
-    not: that is `evaluation_bytes_total`), `*_client` is the mean of the client-rounds that ended ok.
+    not: that is `evaluation_bytes_total`), `*_client` is the mean of the client-rounds that ended ok. `angles`,
+    `sparsity` and `separation` are lists over the blocks, of the last diagnosis.
 
     Every client-round is one of `client_rounds` (ok), `over_budget` and `failed`; `adapted` ones are among the ok,
     `audit_mismatches` among the failed. `simulated_seconds` is the sum of `times_of_rounds`.
@@ -58,11 +59,20 @@ def summarise(run: Run) -> dict[str, Any]:
         ),
         "bytes_up_client": _mean(numbers(ok, "bytes_up")),
         "bytes_down_client": _mean(numbers(ok, "bytes_down")),
+        **_last_diagnosis(run),
         "seconds": float(numbers(rounds, "seconds").sum()),
         "simulated_seconds": float(times.sum()) if len(times := times_of_rounds(run)) else None,
         "model_sha256": next((h for h in reversed(rounds["model_sha256"].tolist()) if isinstance(h, str)), None),
         "path": str(run.folder),
     }
+
+
+def _last_diagnosis(run: Run) -> dict[str, list[float | None] | None]:
+    """Return what was last found of the blocks, a list over them; None where nothing was."""
+    last = run.diagnoses[run.diagnoses["round"] == run.diagnoses["round"].max()]
+    found = {"angles": "angle", "sparsity": "hoyer", "separation": "separation"}
+    lists = {key: [None if math.isnan(v) else v for v in numbers(last, column)] for key, column in found.items()}
+    return {key: values if any(v is not None for v in values) else None for key, values in lists.items()}
 
 
 def numbers(frame: pd.DataFrame, column: str) -> pd.Series:

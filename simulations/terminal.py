@@ -121,6 +121,7 @@ def final_table(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
         ("sent for evaluation besides, up and down", format_bytes(summary["evaluation_bytes_total"])),
         ("client rounds (failed)", f"{summary['client_rounds']} ({summary['failed']})"),
         *_fleet_rows(summary),
+        *_diagnosis_rows(summary),
         ("time", format_seconds(summary["seconds"])),
     ]
     for row in rows:
@@ -141,6 +142,17 @@ def _fleet_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("simulated_seconds", "time on the devices, simulated", format_seconds(summary["simulated_seconds"])),
     )
     return [(label, value) for key, label, value in rows if summary[key]]
+
+
+def _diagnosis_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was last found of the blocks, as far as anybody asked."""
+    rows = (
+        ("angles", "angle with the gradient, by block", "{:.1f}°"),
+        ("sparsity", "sparsity of activity (Hoyer), by block", "{:.2f}"),
+        ("separation", "goodness separates, by block (standard deviations)", "{:.2f}"),
+    )
+    told = lambda values, form: "  ".join(NOTHING if v is None else form.format(v) for v in values)  # noqa: E731
+    return [(label, told(summary[key], form)) for key, label, form in rows if summary[key]]
 
 
 def _replies(experiment: Experiment, done: int) -> int:

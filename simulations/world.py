@@ -19,9 +19,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
 from .. import protocol
+from ..algorithms.diagnosis import diagnose
 from ..algorithms.directions import layout_of
 from ..algorithms.projection import pieces_of
-from ..algorithms.rule import Tensors
+from ..algorithms.rule import Batch, Tensors
+from ..algorithms.seeds import Place
 from ..client import Client, Trainer, make_client_app
 from ..client.app import assignment
 from ..client.budget import Device
@@ -48,6 +50,7 @@ from .population import AS_ASKED, Admission, Devices, devices_of
 from .resampling import Resampled
 
 REMEMBERED = 100  # clients
+DIAGNOSED = 256  # samples
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,18 @@ class World:
         """Return (loss, accuracy) of a model on the server's test set."""
         result = self.trainer.evaluate(protocol.params_of(arrays), self.data.test)
         return result.loss, result.accuracy
+
+    def diagnose(self, server_round: int, arrays: ArrayRecord) -> list[Row]:
+        """Return what is found of each block of a model on the first samples of the server's test set."""
+        trainer, e = self.trainer, self.experiment
+        x, y = self.data.test.batch(torch.arange(min(DIAGNOSED, len(self.data.test))))
+        # A place of its own: the client after the last one has no other step.
+        draws = trainer.rule.draw(Place(e.seed, server_round, e.clients, 0), len(y), trainer.net.classes)
+        params = {key: p.clone() for key, p in protocol.params_of(arrays).items()}
+        batch = Batch(x, y, torch.ones(len(y)), draws)
+        return [
+            found._asdict() for found in diagnose(trainer.rule, trainer.net, trainer.state(trainer.rule, params), batch)
+        ]
 
     def app(self, memory: Tensors | None = None) -> ClientApp:
         """Return a client app whose clients train in the same `memory` in turn: a reply's model lies there."""
@@ -179,7 +194,7 @@ class World:
         e = self.experiment
         return Plan(
             e.rule, e.seed, e.rounds, e.clients, e.epochs, e.batch_size, self.trainer.rule.lr,
-            e.local_steps, e.lr_schedule, e.evaluate_every, e.timeout or None,
+            e.local_steps, e.lr_schedule, e.evaluate_every, e.diagnose_every, e.timeout or None,
         )  # fmt: skip
 
     def strategy(self) -> Strategy:

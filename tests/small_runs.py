@@ -12,6 +12,7 @@ from fedforward.simulations.world import build
 
 SMALL = {"clients": 5, "rounds": 2, "epochs": 1, "batch_size": 16}
 OPTIONS = {"data": {"limit": 150}, "model": {"hidden": [12, 12]}}
+KEYS = {"clients": ", client", "evaluations": ", client", "diagnoses": ", block"}
 FLAGS = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
 FLAGS += ["--set", "data.limit=150", "--set", "model.hidden=[12,12]"]
 
@@ -29,9 +30,9 @@ def rows(folder):
         tables = {
             name: [
                 {key: row[key] for key in row.keys() if key not in TIMES.get(name, ())}  # noqa: SIM118
-                for row in db.execute(f"SELECT * FROM {name} ORDER BY round {', client' * (name != 'rounds')}")
+                for row in db.execute(f"SELECT * FROM {name} ORDER BY round{KEYS.get(name, '')}")
             ]
-            for name in ("rounds", "clients", "evaluations")
+            for name in ("rounds", "clients", "evaluations", "diagnoses")
         }
         return tables | {"status": db.execute("SELECT status FROM runs").fetchone()["status"]}
 
@@ -43,7 +44,7 @@ def simulate(world, folder, *, strategy=None, initial=None, grid=InlineGrid, obs
         records.start("small", world.experiment.to_toml(), "0", {})
     job = Job(
         world.plan(), strategy or world.strategy(), initial or world.initial(), world.evaluate, records, observer,
-        world.complete,
+        world.complete, world.diagnose,
     )  # fmt: skip
     e = world.experiment
     try:

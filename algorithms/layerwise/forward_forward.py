@@ -19,7 +19,7 @@ breaks what is far.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -29,12 +29,11 @@ from torch.nn.functional import softplus
 
 from ..network import Network
 from ..noise import seeds
-from ..optimizer import Product, add
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, onehot, softmax_error
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, softmax_error
 from ..seeds import Place, Purpose, generator
+from .goodness import PEER_START, add_peer_term, embed, normalise_
 from .negatives import hard_offsets, hybrids
 
-PEER_MOMENTUM, PEER_START = 0.9, 0.5
 NEGATIVES = ("label", "hybrid", "hard")
 BOUNDED = (torch.nn.Tanh, torch.nn.Sigmoid, torch.nn.Softsign)
 
@@ -168,7 +167,7 @@ class ForwardForward(GradientRule):
             logit = self._logit(flat.square().sum(1) - flat.shape[1], logit)
             gradient = (2 * share * (logit.sigmoid() - target))[:, None] * flat
             if self.peer:
-                self._add_peer_term(gradient, flat, state.params[f"{i}.mean"], batch)
+                add_peer_term(gradient, flat, state.params[f"{i}.mean"], batch.share(), self.peer)
             del flat  # of a map with its channels last it is a copy
             grads = pull(gradient.view_as(a))
             del pull, gradient
@@ -182,6 +181,14 @@ class ForwardForward(GradientRule):
             self._train_readout(net, state, batch, lr)
         correct = (true > false).to(batch.weight.dtype)
         return Stats((loss * batch.weight).sum(), (correct * batch.weight).sum(), batch.weight.sum())
+
+    def goodness(self, net: Network, state: State, batch: Batch) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Yield each hidden block's goodness (B,) of the samples and of the negatives that this batch trains on."""
+        x = normalise_(self._contrasted(net, state, batch))
+        for i in net.hidden:
+            x = net.block(i, state.params, x)
+            yield i, x.flatten(1).square().sum(1).chunk(2)
+            x = normalise_(x)
 
     def _before(self, net: Network, state: State, x: Tensor) -> Tensor | None:
         """Return what `_logit` takes for the logit before the first layer's, of inputs x (2B, ...)."""
@@ -220,14 +227,6 @@ class ForwardForward(GradientRule):
             x = normalise_(a)
         return total
 
-    def _add_peer_term(self, gradient: Tensor, activity: Tensor, mean: Tensor, batch: Batch) -> None:
-        """Move the running mean (n,) in place, and add the peer term to the rows of true labels in `gradient`."""
-        share = batch.share()
-        size = len(share)
-        mean.mul_(PEER_MOMENTUM).add_((share @ activity[:size]) * (1 - PEER_MOMENTUM))
-        slope = self.peer * 2 / mean.numel() * (1 - PEER_MOMENTUM) * (mean - mean.mean())
-        add(gradient[:size], Product(share[None], slope[None]))
-
     def _neutral_activity(self, net: Network, state: State, x: Tensor) -> Tensor:
         """Return the normalised activities (B, Σ n_l) of all layers but the first, under the neutral label if any."""
         neutral = x.flatten(1).clone()
@@ -247,19 +246,3 @@ class ForwardForward(GradientRule):
         # Its own decay replaces the layers' inside the shared optimizer step.
         grad = delta.T @ activity + (self.readout_weight_decay - self.weight_decay) * weight
         self.update(state, {"readout.weight": grad}, lr * self.readout_lr / self.lr)
-
-
-def embed(x: Tensor, labels: Sequence[Tensor], classes: int) -> Tensor:
-    """Return a copy of x (B, *shape) for each of the labels (B,), one after the other, their one-hot in its first C."""
-    copies = x.flatten(1).repeat(len(labels), 1)
-    for rows, y in zip(copies.chunk(len(labels)), labels, strict=True):
-        rows[:, :classes] = onehot(y, classes, x.dtype)
-    return copies.view(-1, *x.shape[1:])
-
-
-def normalise_(a: Tensor) -> Tensor:
-    """Divide each sample of a (B, ...) by its root mean square, in place: its length then carries nothing."""
-    features = tuple(range(1, a.dim()))
-    for rows in a.chunk(2):  # in halves: the squares take half the memory
-        rows.div_(rows.square().mean(features, keepdim=True).sqrt_().add_(1e-8))
-    return a

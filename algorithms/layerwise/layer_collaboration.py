@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..network import Network
 from ..rule import RuleError, State
-from .forward_forward import ForwardForward, normalise_
+from .forward_forward import ForwardForward
+from .goodness import normalise_
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from fedforward.server.records import NotARun, Records, RunInUse, read_run
 
 def commit(records, server_round, clients=2, checkpoint=b"model"):
     rows = [{"client": c, "status": "ok", "samples": 10} for c in range(clients)]
-    records.commit_round({"round": server_round, "clients": clients}, rows, rows, lambda file: file.write(checkpoint))
+    found = [{"block": 0, "angle": 90.0, "hoyer": None, "separation": None}] * (clients > 0)
+    parts = {"clients": rows, "evaluations": rows, "diagnoses": found}
+    records.commit_round({"round": server_round, "clients": clients}, parts, lambda file: file.write(checkpoint))
 
 
 @pytest.fixture
@@ -29,6 +31,14 @@ def test_a_round_is_read_as_it_was_written(records):
     assert run.rounds["round"].tolist() == [0, 1] and records.last_round() == 1
     assert run.clients[["round", "client", "samples"]].values.tolist() == [[1, 0, 10], [1, 1, 10]]
     assert len(run.evaluations) == 2
+    assert run.diagnoses[["round", "block", "angle"]].values.tolist() == [[1, 0, 90]]
+
+
+def test_a_run_from_before_there_were_diagnoses_is_read(records):
+    commit(records, 1)
+    records.db.execute("DROP TABLE diagnoses")
+    run = read_run(records.folder)
+    assert len(run.clients) == 2 and not len(run.diagnoses) and "angle" in run.diagnoses
 
 
 def test_only_the_last_checkpoint_is_kept(records):
@@ -41,9 +51,8 @@ def test_only_the_last_checkpoint_is_kept(records):
 def test_a_round_that_fails_half_way_leaves_no_row(records):
     commit(records, 0)
     with pytest.raises(sqlite3.OperationalError):
-        records.commit_round(
-            {"round": 1}, [{"client": 0}, {"no such column": 1}], [], lambda file: file.write(b"newer")
-        )
+        rows = {"clients": [{"client": 0}, {"no such column": 1}]}
+        records.commit_round({"round": 1}, rows, lambda file: file.write(b"newer"))
     run = read_run(records.folder)
     assert run.rounds["round"].tolist() == [0] and set(run.clients["round"]) == {0}
     assert records.checkpoint_path(0).read_bytes() == b"model"  # what the database says is there
@@ -131,7 +140,7 @@ def test_fast_rounds_wait_for_each_other_but_not_for_long(tmp_path):
 def test_what_the_timer_cannot_write_is_raised_at_the_next_round(tmp_path):
     records = Records(tmp_path / "run", delay=0.05)
     commit(records, 0)
-    records.commit_round({"round": 1, "nonsense": 1}, [], [], lambda file: None)
+    records.commit_round({"round": 1, "nonsense": 1}, {}, lambda file: None)
     while records._failure is None:
         time.sleep(0.01)
     with pytest.raises(sqlite3.OperationalError, match="nonsense"):

@@ -7,7 +7,7 @@ from fedforward.client.fitting import OverBudget
 from fedforward.client.trainer import Trainer, TrainingFailed
 from fedforward.server.job import SCHEDULES, Plan
 from fedforward.server.records import Records, read_run
-from fedforward.server.rounds import AllClientsFailed, RunFailed
+from fedforward.server.rounds import AllClientsFailed, RunFailed, model_hash
 from flwr.serverapp.strategy import FedAvg
 from small_runs import rows, simulate, small_world
 
@@ -33,10 +33,10 @@ def crash(monkeypatch, server_round, when):
     """Let the process die in the commit of a round: the checkpoint is on disk, the rows are or are not."""
     commit = Records.commit_round
 
-    def dying(self, row, clients, evaluations, checkpoint):
+    def dying(self, row, parts, checkpoint):
         if row["round"] == server_round and when == "before":
             monkeypatch.setattr(Records, "_transaction", lambda self: die())
-        commit(self, row, clients, evaluations, checkpoint)
+        commit(self, row, parts, checkpoint)
         if row["round"] == server_round:
             die()
 
@@ -173,6 +173,16 @@ def test_evaluation_every_few_rounds_and_in_the_last(tmp_path):
     assert run.rounds["accuracy"].notna().tolist() == [True, False, False, True, False, True]
     assert sorted(set(run.evaluations["round"])) == [3, 5]
     assert set(run.clients.query("accuracy_before.notna()")["round"]) == {3, 5}
+
+
+def test_diagnoses_on_request_and_of_the_last_model(tmp_path):
+    plain = simulate(small_world(rounds=3), tmp_path / "plain")
+    found = simulate(small_world(rounds=3, diagnose_every=2), tmp_path / "diagnosed")
+    assert model_hash(plain) == model_hash(found), "to look changes nothing"
+    assert not len(read_run(tmp_path / "plain").diagnoses)
+    told = read_run(tmp_path / "diagnosed").diagnoses
+    assert told[["round", "block"]].values.tolist() == [[t, i] for t in (0, 2, 3) for i in range(3)]
+    assert told[told["block"] == 0][["angle", "hoyer"]].notna().all(axis=None)
 
 
 def test_clients_without_held_out_data_have_no_say(tmp_path):

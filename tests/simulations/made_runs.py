@@ -37,7 +37,17 @@ def on_device(row):
 
 
 def make_run(
-    folder, *, name=None, rounds=3, clients=4, failing=(), status="finished", toml=None, evaluated=True, fleet=False
+    folder,
+    *,
+    name=None,
+    rounds=3,
+    clients=4,
+    failing=(),
+    status="finished",
+    toml=None,
+    evaluated=True,
+    fleet=False,
+    diagnosed=False,
 ):
     """Write a run and return all of its client rows."""
     records = Records(folder)
@@ -60,7 +70,8 @@ def make_run(
             **sums,
             **server,
         }
-        records.commit_round(row, rows, [], lambda file: None)
+        found = [{"block": i, "angle": 90 - 20 * t * i, "hoyer": 0.1 * t if i < 2 else None} for i in range(3)]
+        records.commit_round(row, {"clients": rows, "diagnoses": found * diagnosed}, lambda file: None)
         all_rows += rows
     if status != "running":
         records.finish(status)

@@ -46,7 +46,7 @@ def test_every_field_is_written_but_the_rules_own():
         "name", "rule", "data", "model", "init", "partition", "clients", "clients-per-round", "clients-per-evaluation",
         "resample", "samples-per-client", "rounds", "epochs", "local-steps", "batch-size", "lr",
         "lr-schedule", "strategy", "fleet", "adapt", "micro-batch", "audit", "holdout", "evaluate-every",
-        "seed", "engine", "devices", "timeout", "threads", "set",
+        "diagnose-every", "seed", "engine", "devices", "timeout", "threads", "set",
     }  # fmt: skip
 
 

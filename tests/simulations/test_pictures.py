@@ -16,8 +16,8 @@ def read(*folders):
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_picture_shows_one_run_and_several(name, tmp_path):
-    make_run(tmp_path / "a", fleet=True)
-    make_run(tmp_path / "b", rounds=2, clients=7, fleet=True)
+    make_run(tmp_path / "a", fleet=True, diagnosed=True)
+    make_run(tmp_path / "b", rounds=2, clients=7, fleet=True, diagnosed=True)
     for shown in (read(tmp_path / "a"), read(tmp_path / "a", tmp_path / "b")):
         png, caption = draw(PICTURES[name], shown)
         picture = Image.open(io.BytesIO(png))

@@ -44,7 +44,8 @@ def test_last_federated_evaluation_is_preferred(tmp_path):
     records.start("a", "", "0.1.0", {})
     for t in (1, 2):
         rows = [{"client": c, "status": "ok", "accuracy": 0.2 * t + c / 100} for c in range(3)]
-        records.commit_round({"round": t}, [client_row(t, 0)], rows if t == 1 else rows[:2], lambda file: None)
+        parts = {"clients": [client_row(t, 0)], "evaluations": rows if t == 1 else rows[:2]}
+        records.commit_round({"round": t}, parts, lambda file: None)
     records.close()
     values, source = accuracies_of_clients(read_run(tmp_path / "a"))
     assert values.tolist() == pytest.approx([0.40, 0.41]) and source == "of the global model of round 2"

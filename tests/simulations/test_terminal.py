@@ -106,7 +106,7 @@ def test_say_takes_text_as_it_is():
 def test_final_table_of_a_run_in_which_nothing_was_measured():
     keys = (
         "accuracy", "loss", "client_accuracy", "peak_bytes_median", "peak_bytes_max", "bytes_up_client",
-        "bytes_down_client",
+        "bytes_down_client", "angles", "sparsity", "separation",
     )  # fmt: skip
     summary = dict.fromkeys(keys) | {
         "bytes_up_total": 0,

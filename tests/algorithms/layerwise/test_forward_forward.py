@@ -18,7 +18,7 @@ from cases import (
 )
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import ForwardForward, Network, RuleError
-from fedforward.algorithms.layerwise.forward_forward import embed, normalise_
+from fedforward.algorithms.layerwise.goodness import embed, normalise_
 from fedforward.algorithms.layerwise.negatives import hard_offsets, hybrids, partners
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.noise import seeds, signs

@@ -1,0 +1,46 @@
+"""What a layer that learns by goodness sees, and what keeps its units from falling silent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..optimizer import Product, add
+from ..rule import onehot
+
+PEER_MOMENTUM, PEER_START = 0.9, 0.5
+
+
+def add_peer_term(gradient: Tensor, activity: Tensor, mean: Tensor, share: Tensor, weight: float) -> None:
+    """Move the units' running mean (n,), and add the peer term to the rows of true labels, the first B; both in place.
+
+    Args:
+        gradient: of the rest of the loss in the activity, (2B, n).
+        activity: of the layer, (2B, n).
+        mean: m of the units.
+        share: of each sample in the batch mean, (B,).
+        weight: λ of the term.
+    """
+    size = len(share)
+    mean.mul_(PEER_MOMENTUM).add_((share @ activity[:size]) * (1 - PEER_MOMENTUM))
+    slope = weight * 2 / mean.numel() * (1 - PEER_MOMENTUM) * (mean - mean.mean())
+    add(gradient[:size], Product(share[None], slope[None]))
+
+
+def embed(x: Tensor, labels: Sequence[Tensor], classes: int) -> Tensor:
+    """Return a copy of x (B, *shape) for each of the labels (B,), one after the other, their one-hot in its first C."""
+    copies = x.flatten(1).repeat(len(labels), 1)
+    for rows, y in zip(copies.chunk(len(labels)), labels, strict=True):
+        rows[:, :classes] = onehot(y, classes, x.dtype)
+    return copies.view(-1, *x.shape[1:])
+
+
+def normalise_(a: Tensor) -> Tensor:
+    """Divide each sample of a (B, ...) by its root mean square, in place: its length then carries nothing."""
+    features = tuple(range(1, a.dim()))
+    if a.requires_grad:  # who wants the gradient of all the inference pays for it
+        return a / (a.square().mean(features, keepdim=True).sqrt() + 1e-8)
+    for rows in a.chunk(2):  # in halves: the squares take half the memory
+        rows.div_(rows.square().mean(features, keepdim=True).sqrt_().add_(1e-8))
+    return a
