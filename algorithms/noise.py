@@ -25,9 +25,10 @@ def seeds(place: Place, count: int) -> Tensor:
     return torch.from_numpy(rng.integers(-(2**63), 2**63, count))
 
 
-def words(seeds: Tensor, stream: int, count: int) -> Tensor:
-    """Return `count` words of each sample's noise, (B, count) int64; no two streams share one."""
-    h = seeds.unsqueeze(-1) + torch.arange(stream << 32, (stream << 32) + count, device=seeds.device).mul_(GAMMA)
+def words(seeds: Tensor, stream: int, count: int, first: int = 0) -> Tensor:
+    """Return `count` words of each sample's noise from word `first` on, (B, count) int64; no two streams share one."""
+    start = (stream << 32) + first
+    h = seeds.unsqueeze(-1) + torch.arange(start, start + count, device=seeds.device).mul_(GAMMA)
     for shift, factor in ((30, C1), (27, C2), (31, 1)):
         h ^= (h >> shift).bitwise_and_((1 << 64 - shift) - 1)  # >> copies the sign into what it frees
         h *= factor
@@ -48,9 +49,15 @@ def _unpacked(octets: Tensor) -> Tensor:
     return (octets.unsqueeze(-1) >> places).bitwise_and_(1).flatten(-2)
 
 
-def normals(seeds: Tensor, stream: int, count: int, dtype: torch.dtype) -> Tensor:
+def uniforms(seeds: Tensor, stream: int, count: int, dtype: torch.dtype, first: int = 0) -> Tensor:
+    """Return numbers between 0 and 1, (B, count), from word `first` on: the middles of 2²⁴ intervals."""
+    halves = words(seeds, stream, -(-count // 2), first).view(torch.int32)[..., :count].bitwise_and_((1 << 24) - 1)
+    return halves.to(dtype).add_(0.5).div_(1 << 24)
+
+
+def normals(seeds: Tensor, stream: int, count: int, dtype: torch.dtype, first: int = 0) -> Tensor:
     """Return standard normal numbers, (B, count): the inverse distribution function at the middles of 2²⁴ intervals."""
-    halves = words(seeds, stream, -(-count // 2)).view(torch.int32)
+    halves = words(seeds, stream, -(-count // 2), first).view(torch.int32)
     halves >>= 8
     u = halves[..., :count].to(dtype)
     del halves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -15,6 +16,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from ..algorithms import LADDER, MODELS, RULES, Network, NetworkError, Rule, RuleError
+from ..algorithms.rule import State
 from ..client.budget import DeviceError
 from ..client.fitting import OverBudget
 from ..client.plan import Planner
@@ -84,19 +86,20 @@ def build_network(experiment: Experiment, data: DataSet) -> Network:
         return Network(lambda: model(data.shape, data.classes, **options), data.shape, data.classes)
 
 
-def build_initial(experiment: Experiment, params: Mapping[str, torch.Tensor]) -> ArrayRecord:
+def build_initial(experiment: Experiment, initial: State) -> ArrayRecord:
     """Return the last model of the run that an experiment begins with.
 
     Args:
         experiment: names the run.
-        params: the model that it takes; only keys and shapes are looked at.
+        initial: what it would begin with otherwise; only keys and shapes are looked at.
 
     Raises:
-        ExperimentError: if that run has no such model.
+        ExperimentError: if that run has no such model, or one that learned beside other fixed matrices.
     """
-    folder = Path(experiment.init)
+    folder, params = Path(experiment.init), initial.params
     try:
-        file = checkpoint_of(folder, int(read_run(folder).rounds["round"].max()))
+        run = read_run(folder)
+        file = checkpoint_of(folder, int(run.rounds["round"].max()))
         arrays = checkpoint.load(file.read_bytes()).arrays
     except (NotARun, OSError, ValueError, pickle.UnpicklingError) as error:
         raise ExperimentError(f"cannot begin with the model of {folder} ({error}): name a run's folder") from None
@@ -104,6 +107,13 @@ def build_initial(experiment: Experiment, params: Mapping[str, torch.Tensor]) ->
         raise ExperimentError(
             f"the model of {folder} is not one that {experiment.rule} trains on {experiment.model}: use the same"
             " --model and --set model options, and a rule of the same parameters"
+        )
+    told = tomllib.loads(run.info["experiment"])
+    seed = told.get("seed", experiment.seed)
+    if initial.fixed and told.get("rule") == experiment.rule and seed != experiment.seed:
+        raise ExperimentError(
+            f"the model of {folder} learned beside fixed random numbers of seed {seed}, and {experiment.rule} would"
+            f" draw others: use --seed {seed}"
         )
     return arrays
 

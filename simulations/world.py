@@ -87,8 +87,10 @@ class World:
         Raises:
             ExperimentError: if it is that of another run, and that is not there: a node need not have it.
         """
-        params = self.trainer.initial(self.trainer.rule).params
-        return build_initial(self.experiment, params) if self.experiment.init else protocol.encode_params(params)
+        initial = self.trainer.initial(self.trainer.rule)
+        return (
+            build_initial(self.experiment, initial) if self.experiment.init else protocol.encode_params(initial.params)
+        )
 
     def evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return (loss, accuracy) of a model on the server's test set."""

@@ -28,7 +28,7 @@ from ..network import Network
 from ..noise import normals, seeds
 from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error_and_stats
 from ..seeds import Place
-from .fixed import KINDS, feedbacks
+from .fixed import KINDS, feedback_of, feedbacks
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class DFA(GradientRule):
         feedback: how B is drawn: "uniform", "normal", "sign" or "ternary".
         ternarise: τ, the part of a sample's largest error below which it counts as 0; 0 takes the error as it is.
         noise: ν, noise of the projection beside its root mean square, drawn from the step's place.
+        regenerate: the fixed matrices are made again in every step, one block's at a time, instead of kept: some
+            twenty operations a number. Same kind and size, other numbers.
 
     Departs from the paper: the feedback is divided by √n_l, as in the later ones. Of the co-processor there are noise
     and a ternary error, whose length is kept so that lr means the same, but not the intensities that it measures.
@@ -62,6 +64,7 @@ class DFA(GradientRule):
     feedback: Literal["uniform", "normal", "sign", "ternary"] = "uniform"
     ternarise: float = 0.0
     noise: float = 0.0
+    regenerate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,9 +78,9 @@ class DFA(GradientRule):
         return seeds(place, batch_size) if self.noise else None
 
     def init(self, net: Network, seed: int) -> State:
-        """Return the network's weights and fixed feedback "{l}.feedback" (C, features of block l)."""
+        """Return the network's weights and fixed feedback "{l}.feedback" (C, features of block l), or its "seed"."""
         params = net.init(seed)
-        return State(params, feedbacks(net, seed, self.scale, self.feedback), self.slots(params))
+        return State(params, feedbacks(net, seed, self.scale, self.feedback, self.regenerate), self.slots(params))
 
     def stackable(self, net: Network) -> bool:
         """Return whether there is no graph anywhere."""
@@ -96,13 +99,13 @@ class DFA(GradientRule):
         error = _ternary(error, self.ternarise) if self.ternarise else error
         for i in reversed(net.hidden):
             shape, pull = pulls.pop()
-            self.update(state, pull(self._project(error, state, batch, i).view(shape)), lr)
+            self.update(state, pull(self._project(error, net, state, batch, i).view(shape)), lr)
             del pull
         return stats
 
-    def _project(self, error: Tensor, state: State, batch: Batch, i: int) -> Tensor:
+    def _project(self, error: Tensor, net: Network, state: State, batch: Batch, i: int) -> Tensor:
         """Return the error (..., B, C) as block i sees it, (..., B, n)."""
-        projected = error @ state.fixed[f"{i}.feedback"]
+        projected = error @ feedback_of(state.fixed, net, i, self.scale, error.dtype, self.feedback)
         if self.noise:
             noise = normals(batch.draws, i, projected.shape[-1], projected.dtype)
             noise *= self.noise * projected.square().mean(-1, keepdim=True).sqrt_()

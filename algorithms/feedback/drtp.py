@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..network import Network
 from ..rule import Batch, GradientRule, State, Stats, softmax_error_and_stats
-from .fixed import feedbacks
+from .fixed import feedback_of, feedbacks
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class DRTP(GradientRule):
 
     Attributes:
         scale: β, the size of the signal; 1 is the paper's. Hidden blocks learn in proportion to it.
+        regenerate: the fixed matrices are made again in every step, one block's at a time, instead of kept: some
+            twenty operations a number. Same kind and size, other numbers.
     """
 
     name: ClassVar[str] = "drtp"
@@ -52,11 +54,12 @@ class DRTP(GradientRule):
     lr: float = 0.05
     momentum: float = 0.9
     scale: float = 1.0
+    regenerate: bool = False
 
     def init(self, net: Network, seed: int) -> State:
-        """Return the network's weights and fixed matrices "{l}.feedback" (C, features of block l)."""
-        params = net.init(seed)
-        return State(params, feedbacks(net, seed, self.scale * 6**0.5), self.slots(params))
+        """Return the network's weights and fixed matrices "{l}.feedback" (C, features of block l), or their "seed"."""
+        params, size = net.init(seed), self.scale * 6**0.5
+        return State(params, feedbacks(net, seed, size, regenerate=self.regenerate), self.slots(params))
 
     def stackable(self, net: Network) -> bool:
         """Return whether there is no graph anywhere."""
@@ -67,7 +70,9 @@ class DRTP(GradientRule):
         x, share = batch.x, batch.share().unsqueeze(-1)
         for i in net.hidden:
             x, pull = net.block_vjp(i, state.params, x)
-            grads = pull((state.fixed[f"{i}.feedback"][batch.y] * share).view(x.shape))
+            rows = feedback_of(state.fixed, net, i, self.scale * 6**0.5, x.dtype)[batch.y]
+            grads = pull(rows.mul_(share).view(x.shape))
+            del rows
             del pull
             self.update(state, grads, lr)
             del grads

@@ -14,11 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..network import Network
 from ..rule import Batch, GradientRule, State, Stats
 from ..seeds import Purpose, generator
+from .fixed import kept_seed, remade
 from .transport import check, learn, uniform, ways, xavier
 
 
@@ -42,6 +44,8 @@ class FeedbackAlignment(GradientRule):
 
     Attributes:
         lr: η; with 0.05 the digits end a point or two lower.
+        regenerate: the fixed matrices are made again in every step, one block's at a time, instead of kept: some
+            twenty operations a number. Same kind and size, other numbers.
     """
 
     name: ClassVar[str] = "feedback-alignment"
@@ -52,16 +56,17 @@ class FeedbackAlignment(GradientRule):
 
     lr: float = 0.02
     momentum: float = 0.9
+    regenerate: bool = False
 
     def check(self, net: Network) -> None:
         """Demand blocks of one weighted layer each."""
         check(net, self.name)
 
     def init(self, net: Network, seed: int) -> State:
-        """Return the network's weights and fixed feedback "{l}.feedback", shaped like the weights of block l ≥ 1."""
-        params, fixed = net.init(seed), {}
+        """Return the network's weights and "{l}.feedback", shaped like those of block l ≥ 1, or the "seed" of it."""
+        params, fixed = net.init(seed), kept_seed(seed) if self.regenerate else {}
         for i, way in enumerate(ways(net)):
-            if i > 0:
+            if i > 0 and not self.regenerate:
                 shape = params[way.weight].shape
                 fixed[f"{i}.feedback"] = uniform(generator(seed, Purpose.FIXED, i), shape, xavier(shape))
         return State(params, fixed, self.slots(params))
@@ -76,9 +81,16 @@ class FeedbackAlignment(GradientRule):
             net,
             state,
             batch,
-            send=lambda i, crossing, grads: crossing.through(state.fixed[f"{i}.feedback"]),
+            send=lambda i, crossing, grads: crossing.through(self._feedback(net, state, i, crossing.error.dtype)),
             update=lambda grads: self.update(state, grads, lr),
         )
+
+    def _feedback(self, net: Network, state: State, i: int, dtype: torch.dtype) -> Tensor:
+        """Return B of block i, shaped like its weights, kept or made again."""
+        if not self.regenerate:
+            return state.fixed[f"{i}.feedback"]
+        shape = ways(net)[i].layer.weight.shape
+        return remade(state.fixed["seed"], i, shape, 3**0.5 * xavier(shape), dtype)
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
         """Return the network's output (B, classes)."""

@@ -30,7 +30,7 @@ from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_
 from ..seeds import Place
 from .correlation import Correlate, added, correlation, portions
 from .dropout import thinned
-from .fixed import feedback
+from .fixed import feedback, kept_seed, remade
 from .mirrors import mirrors, reflect, through
 
 VARIANTS = ("hidden", "hebbian", "time-local", "mem")
@@ -73,6 +73,8 @@ class PEPITA(GradientRule):
         mirror: κ, at which mirrors M_l of the layers' weights follow noise (see `mirrors`), and F is M_L … M_1, made as
             large as above; 0: F is fixed. Mirrors are as many numbers as the weights and travel with them: what they
             follow is linear in the weights, so the clients' mean mirrors the mean model.
+        regenerate: F is made again in every step instead of kept: some twenty operations a
+            number. Same kind and size, other numbers.
     """
 
     name: ClassVar[str] = "pepita"
@@ -87,6 +89,7 @@ class PEPITA(GradientRule):
     scale: float = 0.05
     dropout: float = 0.1
     mirror: float = 0.0
+    regenerate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +99,8 @@ class PEPITA(GradientRule):
             raise RuleError("pepita leaves out a part of the units: it needs 0 ≤ rule.dropout < 1")
         if not 0 <= self.mirror <= 1:
             raise RuleError("a mirror moves a part of the way: pepita needs 0 ≤ rule.mirror ≤ 1")
+        if self.mirror and self.regenerate:
+            raise RuleError("mirrors leave no fixed matrix to regenerate: use one of rule.mirror and rule.regenerate")
 
     @property
     def unsplittable(self) -> str:
@@ -124,7 +129,8 @@ class PEPITA(GradientRule):
             params |= mirrors(net, params)
         else:
             width = torch.Size(net.shape).numel()
-            fixed["feedback"] = feedback(seed, 0, net.classes, width, self.scale * 6**0.5)
+            drawn = {} if self.regenerate else {"feedback": feedback(seed, 0, net.classes, width, self.scale * 6**0.5)}
+            fixed = drawn or kept_seed(seed)
         return State(params, fixed, self.slots(params))
 
     def learned(self, params: Tensors) -> Tensors:
@@ -161,7 +167,10 @@ class PEPITA(GradientRule):
     def _feedback(self, net: Network, state: State, batch: Batch) -> Tensor:
         """Return F (..., C, n_in); of mirrors, their product, as large as one that is drawn."""
         if not self.mirror:
-            return state.fixed["feedback"]
+            if not self.regenerate:
+                return state.fixed["feedback"]
+            shape = torch.Size((net.classes, torch.Size(net.shape).numel()))
+            return remade(state.fixed["seed"], 0, shape, self.scale * (6 / shape[1]) ** 0.5, batch.weight.dtype)
         reflect(net, state.params, batch, self.mirror, len(net.blocks))  # hidden blocks' masks have the first streams
         product = through(net, state.params)
         size = product.square().mean((-2, -1), keepdim=True).sqrt_().clamp_min_(1e-12)

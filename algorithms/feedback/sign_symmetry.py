@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from ..noise import seeds, words
+from ..noise import seeds, uniforms
 from ..rule import Batch, GradientRule, RuleError, State, Stats
 from ..seeds import Place, Purpose, generator
+from .fixed import kept_seed, remade
 from .transport import check, learn, uniform, ways, xavier
 
 
@@ -44,6 +45,8 @@ class SignSymmetry(GradientRule):
 
     Attributes:
         scheme: "usf", "frsf" or "brsf".
+        regenerate: M_l of frsf is made again in every step, one block's at a time, instead of kept: some twenty
+            operations a number. Same kind and size, other numbers.
     """
 
     name: ClassVar[str] = "sign-symmetry"
@@ -55,11 +58,16 @@ class SignSymmetry(GradientRule):
     lr: float = 0.05
     momentum: float = 0.9
     scheme: Literal["usf", "frsf", "brsf"] = "usf"
+    regenerate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scheme not in ("usf", "frsf", "brsf"):
             raise RuleError(f"unknown scheme '{self.scheme}': use usf, frsf or brsf")
+        if self.regenerate and self.scheme != "frsf":
+            raise RuleError(
+                "only frsf has fixed matrices to regenerate: leave rule.regenerate out, or use rule.scheme=frsf"
+            )
 
     def check(self, net: Network) -> None:
         """Demand blocks of one weighted layer each."""
@@ -71,9 +79,9 @@ class SignSymmetry(GradientRule):
 
     def init(self, net: Network, seed: int) -> State:
         """Return the network's weights and, with frsf, fixed "{l}.magnitude", shaped like those of block l ≥ 1."""
-        params, fixed = net.init(seed), {}
+        params, fixed = net.init(seed), kept_seed(seed) if self.regenerate else {}
         for i, way in enumerate(ways(net)):
-            if i > 0 and self.scheme == "frsf":
+            if i > 0 and self.scheme == "frsf" and not self.regenerate:
                 shape = params[way.weight].shape
                 drawn = uniform(generator(seed, Purpose.FIXED, i), shape, xavier(shape))
                 fixed[f"{i}.magnitude"] = drawn.abs_()
@@ -97,10 +105,12 @@ class SignSymmetry(GradientRule):
         """Return B of block i, shaped like its weights."""
         weight = state.params[ways(net)[i].weight]
         signs = weight.sign()
-        if self.scheme == "frsf":
-            return signs.mul_(state.fixed[f"{i}.magnitude"])
         # Of replicas side by side the weights have an axis more than the layer's.
         shape = ways(net)[i].layer.weight.shape
+        if self.regenerate:
+            return signs.mul_(remade(state.fixed["seed"], i, shape, 3**0.5 * xavier(shape), signs.dtype).abs_())
+        if self.scheme == "frsf":
+            return signs.mul_(state.fixed[f"{i}.magnitude"])
         if self.scheme == "usf":
             return signs.mul_(xavier(shape))
         return signs.mul_(magnitudes(batch.draws[..., 0], i, shape, signs.dtype))
@@ -112,6 +122,4 @@ class SignSymmetry(GradientRule):
 
 def magnitudes(seed: Tensor, i: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return M of block i, uniform in (0, √3 σ), from one seed (), or from one a replica."""
-    count = shape.numel()
-    bits = words(seed, i, -(-count // 2)).view(torch.int32)[..., :count].bitwise_and_((1 << 24) - 1)
-    return bits.to(dtype).add_(0.5).mul_(3**0.5 * xavier(shape) / (1 << 24)).unflatten(-1, shape)
+    return uniforms(seed, i, shape.numel(), dtype).mul_(3**0.5 * xavier(shape)).unflatten(-1, shape)

@@ -14,12 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ..network import Network
 from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error_and_stats
 from .correlation import portions
-from .fixed import feedback
+from .fixed import feedback, kept_seed, remade
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class TargetProjection(GradientRule):
     Attributes:
         loss: "l2" or "l1", how a block's activity is held against its target.
         scale: targets are uniform in ±scale; a unit is drawn only to what its activation reaches.
+        regenerate: the targets are made again in every step, one block's at a time, instead of kept: some
+            twenty operations a number. Same kind and size, other numbers.
     """
 
     name: ClassVar[str] = "target-projection"
@@ -48,6 +51,7 @@ class TargetProjection(GradientRule):
     momentum: float = 0.9
     loss: Literal["l2", "l1"] = "l2"
     scale: float = 1.0
+    regenerate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,9 +59,9 @@ class TargetProjection(GradientRule):
             raise RuleError(f"unknown loss '{self.loss}': use l2 or l1")
 
     def init(self, net: Network, seed: int) -> State:
-        """Return the network's weights and fixed targets "{l}.target" (C, channels or width) of hidden blocks."""
-        params, fixed = net.init(seed), {}
-        for i in net.hidden:
+        """Return the network's weights and fixed targets "{l}.target" (C, channels or width), or their "seed"."""
+        params, fixed = net.init(seed), kept_seed(seed) if self.regenerate else {}
+        for i in () if self.regenerate else net.hidden:
             width = net.sizes[i][0]
             fixed[f"{i}.target"] = feedback(seed, i, net.classes, width, self.scale * width**0.5)
         return State(params, fixed, self.slots(params))
@@ -71,7 +75,7 @@ class TargetProjection(GradientRule):
         x, share = batch.x, batch.share()
         for i in net.hidden:
             x, pull = net.block_vjp(i, state.params, x)
-            grads = pull(self._signal(x, state.fixed[f"{i}.target"][batch.y], share))
+            grads = pull(self._signal(x, self._targets(net, state, i, x.dtype)[batch.y], share))
             del pull
             self.update(state, grads, lr)
             del grads
@@ -79,6 +83,12 @@ class TargetProjection(GradientRule):
         error, stats = softmax_error_and_stats(x, batch)
         self.update(state, pull(error), lr)
         return stats
+
+    def _targets(self, net: Network, state: State, i: int, dtype: torch.dtype) -> Tensor:
+        """Return the targets of block i, (C, channels or width), kept or made again."""
+        if not self.regenerate:
+            return state.fixed[f"{i}.target"]
+        return remade(state.fixed["seed"], i, torch.Size((net.classes, net.sizes[i][0])), self.scale, dtype)
 
     def _signal(self, a: Tensor, target: Tensor, share: Tensor) -> Tensor:
         """Return the gradient of the batch's J in a (..., B, n) or (B, channels, ...)."""

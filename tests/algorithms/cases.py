@@ -84,18 +84,24 @@ RULES = {
     "cascaded-forward-dfa": CascadedForward(lr=0.1, blocks="dfa"),
     "dfa": DFA(lr=0.1),
     "dfa-photonic": DFA(lr=0.1, feedback="ternary", ternarise=0.2, noise=0.3),
+    "dfa-remade": DFA(lr=0.1, feedback="normal", regenerate=True),
     "feedback-alignment": FeedbackAlignment(lr=0.05),
+    "feedback-alignment-remade": FeedbackAlignment(lr=0.05, regenerate=True),
     "sign-symmetry": SignSymmetry(),
     "sign-symmetry-fixed": SignSymmetry(scheme="frsf"),
     "sign-symmetry-drawn": SignSymmetry(scheme="brsf"),
+    "sign-symmetry-remade": SignSymmetry(scheme="frsf", regenerate=True),
     "product-feedback-alignment": ProductFeedbackAlignment(),
     "pepita": PEPITA(lr=0.05),
     "pepita-mem": PEPITA(lr=0.05, variant="mem"),
     "pepita-hebbian": PEPITA(lr=0.05, variant="hebbian"),
     "pepita-time-local": PEPITA(lr=0.02, variant="time-local", momentum=0.0),
     "pepita-mirror": PEPITA(lr=0.05, mirror=0.1),
+    "pepita-remade": PEPITA(lr=0.05, variant="mem", regenerate=True),
     "drtp": DRTP(lr=0.02),
+    "drtp-remade": DRTP(lr=0.02, regenerate=True),
     "target-projection": TargetProjection(),
+    "target-projection-remade": TargetProjection(regenerate=True),
     "target-projection-l1": TargetProjection(loss="l1"),
     "predictive-coding": PredictiveCoding(lr=0.1, relaxation=4),
     "predictive-coding-prox": PredictiveCoding(lr=0.1, scheme="prox", relaxation=3),
@@ -125,7 +131,8 @@ RULES = {
 # Rows whose passes are like another's: where a test is long, theirs are slow ones.
 ALIKE = {
     "forward-forward-hybrid", "layer-collaboration-below", "cascaded-forward-sparsemax", "cascaded-forward-dfa",
-    "dfa-photonic", "sign-symmetry-fixed", "sign-symmetry-drawn", "pepita-hebbian", "pepita-time-local",
+    "dfa-photonic", "dfa-remade", "feedback-alignment-remade", "sign-symmetry-remade", "pepita-remade", "drtp-remade",
+    "target-projection-remade", "sign-symmetry-fixed", "sign-symmetry-drawn", "pepita-hebbian", "pepita-time-local",
     "pepita-mirror", "target-projection-l1", "predictive-coding-prox", "spsa-dropout", "zo-sign", "zo-conserve",
     "fedkseed", "evolution-plain", "sparse-evolution", "genetic", "consensus", "forward-gradient-projection",
     "likelihood-ratio-orthogonal",
@@ -158,7 +165,8 @@ def taken(rule, name="lenet"):
 
 def double(state):
     """Return a copy of the state in float64: the accuracy in which a rule is compared with the truth."""
-    return State(*({key: t.double() for key, t in part.items()} for part in state))
+    parts = ({key: t.double() if t.is_floating_point() else t for key, t in part.items()} for part in state)
+    return State(*parts)
 
 
 def copied(state):

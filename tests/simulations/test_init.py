@@ -44,6 +44,15 @@ def test_a_run_that_is_none_and_a_model_of_another_shape_are_refused(pretrained,
         start(Experiment(**COMMON | {"set": wide}, rule="backprop", init=str(pretrained[0])), tmp_path)
 
 
+def test_a_model_is_not_put_beside_other_fixed_matrices_than_it_learned_by(tmp_path):
+    folder, _ = run(tmp_path, rule="dfa", rounds=1, seed=3)
+    begin = Experiment(**COMMON, rule="dfa", rounds=1, init=str(folder), name="on")
+    with pytest.raises(ExperimentError, match=r"fixed random numbers of seed 3.*use --seed 3"):
+        start(begin, tmp_path)
+    start(begin.replace(seed=3), tmp_path)
+    start(begin.replace(rule="feedback-alignment", name="another-rule"), tmp_path)
+
+
 def test_a_node_needs_no_folder_of_the_run_that_the_server_begins_with(tmp_path):
     world = build(Experiment(**COMMON, rule="spsa", init=str(tmp_path / "elsewhere")))  # as every node makes it
     assert world.client(0).trainer is world.trainer

@@ -61,7 +61,7 @@ def test_noise_is_a_part_of_the_projection_and_changes_with_the_place():
     error = torch.randn(400, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     draws = [batch(rule, 400, step=step).draws for step in (0, 1)]
     clean = error @ state.fixed["0.feedback"]
-    noisy = [rule._project(error, state, Batch(None, None, None, each), 0) - clean for each in draws]
+    noisy = [rule._project(error, net, state, Batch(None, None, None, each), 0) - clean for each in draws]
     part = noisy[0].square().mean(1).sqrt() / clean.square().mean(1).sqrt()
     assert abs(part.mean() - 0.25) < 4 * part.std() / 400**0.5 + 0.25 / (4 * 24)  # the mean of a root of 24 squares
     assert abs((noisy[0] * noisy[1]).sum() / (noisy[0].norm() * noisy[1].norm())) < 4 / (400 * 24) ** 0.5
