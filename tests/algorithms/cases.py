@@ -231,11 +231,19 @@ def equal(a, b):
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def assert_one_block_is_needed(rule, numbers, size=64, width=32):
-    """Assert that activities of one block are alive at a time: of a dense one so many numbers a unit, and a share."""
+def assert_one_block_is_needed(rule, numbers, size=64, width=32, more=0):
+    """Assert that activities of one block are alive at a time: of a dense one so many numbers a unit, and a share.
+
+    Args:
+        rule: the rule.
+        numbers: of each unit and sample.
+        size: of the batch.
+        width: of the blocks.
+        more: numbers of each unit, whatever the batch.
+    """
     nets = [Network(partial(mlp, (width,), 10, hidden=(width,) * depth), (width,), 10) for depth in (1, 2, 4, 8)]
     first, *others = (Planner(net).step(rule, size).parts["activations"] for net in nets)
-    assert set(others) == {4 * size * (numbers * width + 1)}
+    assert set(others) == {4 * size * (numbers * width + 1) + 4 * more * width}
     assert first == others[0] - 4 * size * width  # its input is the batch
     nets = [Network(partial(cnn, (3, 32, 32), 10, channels=(32, 64, 128)[:n]), (3, 32, 32), 10) for n in (1, 2, 3)]
     assert len({Planner(net).step(rule, 16).parts["activations"] for net in nets}) == 1  # the first is the largest
