@@ -20,8 +20,9 @@ from torch import Tensor
 from ..network import Network
 from ..rule import Batch, GradientRule, State, Stats
 from ..seeds import Purpose, generator
-from .fixed import kept_seed, remade
-from .transport import check, learn, uniform, ways, xavier
+from .fixed import kept_seed, remade, uniform, xavier
+from .transport import learn
+from .ways import check, ways
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ than one of them at a time. What is made again is of the same kind and size, wit
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,17 @@ def feedback_of(
         return fixed[f"{i}.feedback"]
     width = features(net, i)
     return remade(fixed["seed"], i, torch.Size((net.classes, width)), scale / width**0.5, dtype, kind)
+
+
+def xavier(shape: torch.Size) -> float:
+    """Return the root mean square of Glorot's weights of this shape: √(2 / (fan in + fan out))."""
+    fan_in, field = shape[1:].numel(), shape[2:].numel()
+    return (2 / (fan_in + shape[0] * field)) ** 0.5
+
+
+def uniform(generator: np.random.Generator, shape: torch.Size, rms: float) -> Tensor:
+    """Return numbers of mean 0 and this root mean square, uniform."""
+    return torch.from_numpy(generator.uniform(-1, 1, tuple(shape)) * (3**0.5 * rms)).to(torch.float32)
 
 
 def features(net: Network, i: int) -> int:

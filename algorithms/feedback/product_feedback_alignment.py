@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from ..network import Gradients, Network
 from ..rule import Batch, GradientRule, RuleError, State, Stats
 from ..seeds import Place, Purpose, generator
-from .transport import Crossing, check, learn, uniform, ways, xavier
+from .fixed import uniform, xavier
+from .transport import Crossing, learn
+from .ways import check, ways
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from ..network import Network
 from ..noise import seeds, uniforms
 from ..rule import Batch, GradientRule, RuleError, State, Stats
 from ..seeds import Place, Purpose, generator
-from .fixed import kept_seed, remade
-from .transport import check, learn, uniform, ways, xavier
+from .fixed import kept_seed, remade, uniform, xavier
+from .transport import learn
+from .ways import check, ways
 
 
 @dataclass(frozen=True)

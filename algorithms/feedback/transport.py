@@ -8,32 +8,18 @@ else it makes of dz.
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..blocks import NORMS, describe
 from ..graph import pullback
-from ..layers import Layer, functions_of
+from ..layers import Layer
 from ..network import Gradients, Network
 from ..optimizer import Gradient, Product
-from ..rule import Batch, RuleError, State, Stats, Tensors, softmax_error_and_stats
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-class Way(NamedTuple):
-    """What is to be known of a block."""
-
-    layer: nn.Module  # the weighted one; its weights are elsewhere
-    weight: str  # their key
-    before: tuple[Layer, ...]  # the layers before it, as functions of (parameters, x)
-    onward: tuple[Layer, ...]  # itself and the layers after it
+from ..rule import Batch, State, Stats, Tensors, softmax_error_and_stats
+from .ways import ways
 
 
 class Crossing(NamedTuple):
@@ -163,64 +149,6 @@ def learn(
     return stats
 
 
-def check(net: Network, rule: str) -> None:
-    """Demand, in the name of a rule, blocks of one dense layer or convolution each."""
-    for i, block in enumerate(net.blocks):
-        weighted = [m for m in block if _is_weighted(m)]
-        first = next((m for m in block if _has_parameters(m)), None)
-        block_is = f"block {i} ({describe(block)})"
-        if len(weighted) != 1:
-            raise RuleError(
-                f"{rule} sends the error through one weighted layer a block, and {block_is} has {len(weighted)}:"
-                " make a block of each, or use backprop-fused"
-            )
-        if type(weighted[0]) not in (nn.Linear, *CONVOLUTIONS):
-            raise RuleError(
-                f"{rule} sends the error through nn.Linear and nn.Conv1d to 3d, and {block_is} has none:"
-                " use backprop-fused"
-            )
-        if first is not weighted[0] or len(set(block)) < len(block):
-            raise RuleError(
-                f"{rule} cannot tell where the error crosses in {block_is}: put norms after the weighted layer, and no"
-                " layer there twice"
-            )
-        if not isinstance(weighted[0], nn.Linear) and (
-            isinstance(weighted[0].padding, str) or weighted[0].padding_mode != "zeros"
-        ):
-            raise RuleError(
-                f"{rule} sends the error through zero padding, and {block_is} pads otherwise: give a number"
-            )
-
-
-_WAYS: weakref.WeakKeyDictionary[Network, tuple[Way, ...]] = weakref.WeakKeyDictionary()
-
-
-def ways(net: Network) -> tuple[Way, ...]:
-    """Return what is to be known of each block of a network that passes `check`, found once for each network."""
-    if net not in _WAYS:
-        _WAYS[net] = tuple(_way(block, i) for i, block in enumerate(net.blocks))
-    return _WAYS[net]
-
-
-def _way(block: nn.Sequential, i: int) -> Way:
-    layers = list(block._modules.items())
-    at = next(n for n, (_, layer) in enumerate(layers) if _is_weighted(layer))
-    before, onward = (functions_of(nn.Sequential(OrderedDict(part)), i) for part in (layers[:at], layers[at:]))
-    name, layer = layers[at]
-    return Way(layer, f"{i}.{name}.weight", before, onward)
-
-
-def xavier(shape: torch.Size) -> float:
-    """Return the root mean square of Glorot's weights of this shape: √(2 / (fan in + fan out))."""
-    fan_in, field = shape[1:].numel(), shape[2:].numel()
-    return (2 / (fan_in + shape[0] * field)) ** 0.5
-
-
-def uniform(generator: np.random.Generator, shape: torch.Size, rms: float) -> Tensor:
-    """Return numbers of mean 0 and this root mean square, uniform."""
-    return torch.from_numpy(generator.uniform(-1, 1, tuple(shape)) * (3**0.5 * rms)).to(torch.float32)
-
-
 def _as_it_is(gradient: Tensor) -> Tensor:
     return gradient
 
@@ -229,11 +157,3 @@ def _applied(layers: tuple[Layer, ...], params: Tensors, x: Tensor) -> Tensor:
     for layer in layers:
         x = layer(params, x)
     return x
-
-
-def _has_parameters(layer: nn.Module) -> bool:
-    return any(True for _ in layer.parameters())
-
-
-def _is_weighted(layer: nn.Module) -> bool:
-    return _has_parameters(layer) and not isinstance(layer, NORMS)

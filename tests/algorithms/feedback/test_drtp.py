@@ -87,7 +87,7 @@ def test_feedback_is_uniform_the_same_for_all_and_never_sent(scale):
 
 
 def test_a_step_needs_one_block_whatever_the_depth():
-    # Its input and output, the rows of the labels, of which the signal is made in place, and the shares; a bias's gradient.
+    # Its input and output, the rows of the labels, which become the signal, and the shares; a bias's gradient.
     assert_one_block_is_needed(DRTP(), numbers=3, more=1)
 
 

@@ -6,7 +6,8 @@ from cases import CLASSES, NETS, SHAPE, assert_close, batch, descent, double, le
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import FusedBackprop, Network, RuleError
 from fedforward.algorithms.feedback.feedback_alignment import FeedbackAlignment
-from fedforward.algorithms.feedback.transport import ways, xavier
+from fedforward.algorithms.feedback.fixed import xavier
+from fedforward.algorithms.feedback.ways import ways
 from fedforward.algorithms.models import mlp
 from fedforward.client.plan import Planner
 from test_transport import apply, assert_side_by_side_as_alone, pseudo_gradients

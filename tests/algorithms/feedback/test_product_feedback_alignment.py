@@ -8,7 +8,7 @@ from cases import CLASSES, NETS, SHAPE, assert_close, batch, descent, double, le
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import Network, RuleError
 from fedforward.algorithms.feedback.product_feedback_alignment import ProductFeedbackAlignment
-from fedforward.algorithms.feedback.transport import ways
+from fedforward.algorithms.feedback.ways import ways
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.seeds import Place
 from fedforward.client.plan import Planner

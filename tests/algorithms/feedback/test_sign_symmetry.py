@@ -7,8 +7,9 @@ import torch
 from cases import CLASSES, NETS, SHAPE, assert_close, batch, copied, descent, double, leaves, network, nonuniform, step
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import FusedBackprop, Network, RuleError
+from fedforward.algorithms.feedback.fixed import xavier
 from fedforward.algorithms.feedback.sign_symmetry import SignSymmetry, magnitudes
-from fedforward.algorithms.feedback.transport import ways, xavier
+from fedforward.algorithms.feedback.ways import ways
 from fedforward.algorithms.models import mlp
 from fedforward.algorithms.seeds import Place
 from fedforward.client.plan import Planner
