@@ -31,7 +31,7 @@ from ..network import Network
 from ..noise import seeds
 from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, softmax_error
 from ..seeds import Place, Purpose, generator
-from .goodness import PEER_START, add_peer_term, embed, normalise_
+from .goodness import PEER_START, add_peer_term, embed, neutral_activity, normalise_
 from .negatives import hard_offsets, hybrids
 
 NEGATIVES = ("label", "hybrid", "hard")
@@ -203,7 +203,7 @@ class ForwardForward(GradientRule):
             return torch.cat([batch.x, hybrids(batch.x, batch.weight, batch.draws)])
         offset = batch.draws
         if self.negatives == "hard":
-            scores = self._neutral_activity(net, state, batch.x) @ state.params["readout.weight"].T
+            scores = self._activity(net, state, batch.x) @ state.params["readout.weight"].T
             offset = hard_offsets(scores, batch.y, batch.draws)
         return embed(batch.x, (batch.y, (batch.y + offset) % net.classes), net.classes)
 
@@ -213,7 +213,7 @@ class ForwardForward(GradientRule):
         Goodness is no log-probability: a cross-entropy of it compares runs of this rule, not this rule with others.
         """
         if self.inference == "one-pass":
-            return self._neutral_activity(net, state, x) @ state.params["readout.weight"].T
+            return self._activity(net, state, x) @ state.params["readout.weight"].T
         return torch.stack([self._goodness(net, state, x, label) for label in range(net.classes)], 1)
 
     def _goodness(self, net: Network, state: State, x: Tensor, label: int) -> Tensor:
@@ -227,20 +227,12 @@ class ForwardForward(GradientRule):
             x = normalise_(a)
         return total
 
-    def _neutral_activity(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the normalised activities (B, Σ n_l) of all layers but the first, under the neutral label if any."""
-        neutral = x.flatten(1).clone()
-        if self.negatives != "hybrid":
-            neutral[:, : net.classes] = 1 / net.classes
-        x, kept = normalise_(neutral.view_as(x)), []
-        for i in net.hidden:
-            x = normalise_(net.block(i, state.params, x))
-            if i > 0:
-                kept.append(x.flatten(1))
-        return torch.cat(kept, 1)
+    def _activity(self, net: Network, state: State, x: Tensor) -> Tensor:
+        """Return what is read out of x (B, *shape): (B, Σ n_l)."""
+        return neutral_activity(net, state.params, x, labelled=self.negatives != "hybrid")
 
     def _train_readout(self, net: Network, state: State, batch: Batch, lr: float) -> None:
-        activity = self._neutral_activity(net, state, batch.x)
+        activity = self._activity(net, state, batch.x)
         weight = state.params["readout.weight"]
         delta = softmax_error(activity @ weight.T, batch)
         # Its own decay replaces the layers' inside the shared optimizer step.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from ..network import Network
 from ..optimizer import Product, add
-from ..rule import onehot
+from ..rule import Tensors, onehot
 
 PEER_MOMENTUM, PEER_START = 0.9, 0.5
 
@@ -26,6 +28,26 @@ def add_peer_term(gradient: Tensor, activity: Tensor, mean: Tensor, share: Tenso
     mean.mul_(PEER_MOMENTUM).add_((share @ activity[:size]) * (1 - PEER_MOMENTUM))
     slope = weight * 2 / mean.numel() * (1 - PEER_MOMENTUM) * (mean - mean.mean())
     add(gradient[:size], Product(share[None], slope[None]))
+
+
+def neutral_activity(net: Network, params: Tensors, x: Tensor, labelled: bool) -> Tensor:
+    """Return the normalised activities (B, Σ n_l) of all hidden layers but the first.
+
+    Args:
+        net: the network.
+        params: its parameters.
+        x: samples (B, *shape).
+        labelled: where labels are written, all of them are, each 1/C.
+    """
+    neutral = x.flatten(1).clone()
+    if labelled:
+        neutral[:, : net.classes] = 1 / net.classes
+    x, kept = normalise_(neutral.view_as(x)), []
+    for i in net.hidden:
+        x = normalise_(net.block(i, params, x))
+        if i > 0:
+            kept.append(x.flatten(1))
+    return torch.cat(kept, 1)
 
 
 def embed(x: Tensor, labels: Sequence[Tensor], classes: int) -> Tensor:
