@@ -4,7 +4,7 @@ C.-H. Kao, B. Hariharan, "Counter-Current Learning: A Biologically Plausible Dua
 NeurIPS 2024, arXiv 2409.19841, with the loss of dense networks in its code (IandRover/CCL-NeurIPS24). a_0 is the input
 and b_L the identity, one row a class; every arrow is cut, so that a gradient stays within one layer:
 
-    a_l = f(U_l a_{l−1} + c_l)      b_{l−1} = f(V_l b_l)      m_ic = 1 if sample i has class c, else 0
+    a_l = f(U_l a_{l−1} + c_l)      b_{l−1} = f(V_l b_l), b_0 = V_1 b_1      m_ic = 1 if sample i has class c, else 0
     L_l = λ/n_l · mean_ic (⟨a_l,i, b_l,c⟩ − m_ic)²      l = 0 … L−1      L_L = CE(softmax(a_L), y)
     R = 2λ/(n_l C) · s (a_l b_lᵀ − m)      da_l = R b_l      db_l = Rᵀ a_l      (s: a sample's share of the batch)
 
@@ -121,7 +121,7 @@ class CounterCurrent(GradientRule):
         b = torch.eye(net.classes, dtype=match.dtype, device=match.device)
         levels = []
         for i in reversed(range(len(net.blocks))):
-            act, key = activation(net, max(i - 1, 0)), f"{i}.feedback"
+            act, key = activation(net, i - 1) if i else nn.Identity(), f"{i}.feedback"
             b, pull = pullback(lambda own, b, act=act, key=key: act(b @ own[key].T), {key: params[key]}, b, False)
             levels.append((b, pull))
         return levels

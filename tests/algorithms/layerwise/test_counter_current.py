@@ -35,7 +35,8 @@ def local_losses(net, params, b, f, scale=128.0):
     levels, last = {}, len(net.blocks)
     rows = torch.eye(CLASSES, dtype=b.x.dtype)
     for i in reversed(range(last)):
-        rows = f(rows.detach() @ params[f"{i}.feedback"].T)
+        rows = rows.detach() @ params[f"{i}.feedback"].T
+        rows = f(rows) if i else rows  # an input is on both sides of 0
         levels[i] = rows
     losses, a = [], b.x
     for level in range(last):
@@ -113,7 +114,7 @@ def test_the_parts_of_a_batch_add_up_and_are_clipped_together(clip):
     assert_close(split.params, whole.params, atol=1e-12)
     assert_close(c._asdict(), a._asdict(), atol=1e-12)
     longest = max(float((whole.params[key] - p).norm()) for key, p in start.items())
-    assert longest > 0.1 if not clip else longest == pytest.approx(0.3 * clip)
+    assert longest > 0.03 if not clip else longest == pytest.approx(0.3 * clip)
 
 
 @pytest.mark.parametrize("changed, unmoved", [("2.linear.weight", ("0.", "1.")), ("0.feedback", ("0.l", "1.", "2."))])
