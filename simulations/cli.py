@@ -43,7 +43,7 @@ from .comparison.terminal import as_object, show
 from .engines.choice import choose
 from .experiment import Experiment, ExperimentError, from_toml
 from .papers import telling
-from .papers.pages import pages, rows
+from .papers.pages import OTHERS, RECORDED, ours, pages, rows
 from .papers.script import run_of
 from .planning.picture import draw_plan
 from .planning.question import plan_for
@@ -230,19 +230,23 @@ def rules(
 
 @app.command()
 def papers(
-    names: Annotated[list[str] | None, typer.Argument(help="Rules; all that have a page if none is named.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Rules or pages; all that have a page if none is named.")
+    ] = None,
     wanted: Annotated[bool, typer.Option("--run", help="Run what is not there yet, or go on with it.")] = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder that holds data sets by their names; else the hub's."),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = RUNS / "papers",
+    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = RECORDED,
     as_json: Json = False,
 ) -> None:
     """Lay each rule's published accuracy beside that of our recorded runs, with one client and with ten."""
     found = pages(names or [], data_dir)
     for page in found if wanted else ():
         for line in page.lines.values():
+            if ours(line, runs_dir)["status"] == OTHERS:
+                raise ExperimentError(f"{runs_dir / line.name} is a run of {OTHERS}: remove it, or choose --runs-dir")
             run_of(line, runs_dir)
     lines = [row for page in found for row in rows(page, runs_dir)]
     if as_json:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..algorithms import RULES, Rule
+from .papers.pages import RECORDED, Page, pages, rows
 
 
 def facts(rule: type[Rule] | Rule) -> dict[str, Any]:
@@ -30,10 +31,18 @@ def facts(rule: type[Rule] | Rule) -> dict[str, Any]:
 def page(rule: type[Rule] | Rule) -> dict[str, Any]:
     """Return a rule whole: its facts, the equations its file opens with, what it stores, and its options' defaults."""
     return facts(rule) | {
+        "papers": [_paper(each) for each in pages() if each.rule == rule.name],
         "equations": inspect.getdoc(sys.modules[_class(rule).__module__]) or "",
         "description": inspect.getdoc(_class(rule)) or "",
         "options": {field.name: _value(rule, field) for field in dataclasses.fields(rule) if field.name != "lr"},
     }
+
+
+def _paper(page: Page) -> dict[str, Any]:
+    """Return what was published, and what our recorded runs of the same came to, by line; None where none is here."""
+    told = {row["line"]: row["ours"] for row in rows(page, RECORDED)}
+    command = f"fedforward papers {page.name}" + " --run" * (None in told.values())
+    return {"published": page.published, "source": page.source, "ours": told, "command": command}
 
 
 def _value(rule: type[Rule] | Rule, field: dataclasses.Field) -> Any:
@@ -54,10 +63,21 @@ def page_text(said: dict[str, Any]) -> str:
     return "\n\n".join([
         f"{said['name']}: {said['paper'] or 'no paper is named'}\n"
         f"sends {said['travels']}; autograd: {said['autograd']}",
+        *map(_paper_text, said["papers"]),
         said["equations"],
         said["description"],
         "\n".join(["Options and their defaults:", *(f"    {name:<{width}}  {value}" for name, value in options)]),
     ])  # fmt: skip
+
+
+def _paper_text(told: dict[str, Any]) -> str:
+    """Return what was published and what ours came to, in three lines."""
+    percent = lambda part: "no number" if part is None else f"{100 * part:.2f} %"  # noqa: E731
+    ours = ", ".join(f"{line} {percent(part)}" for line, part in told["ours"].items() if part is not None)
+    return (
+        f"published: {percent(told['published'])} ({told['source']})\n"
+        f"ours:      {ours or 'not run here'}\n           {told['command']}"
+    )
 
 
 def print_list(console: Console) -> None:

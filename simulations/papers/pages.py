@@ -1,8 +1,9 @@
 """The rules' papers: what was published, beside what the same rule comes to here. A TOML file a rule.
 
 A page holds the claim and its source, the published test accuracy, in what our setting differs, and an experiment: all
-samples on one client ("central"), and the same on ten, IID ("federated"; a table of that name changes what it names).
-Lines are recorded runs: ours is the last accuracy in the run database, never a number in a file.
+samples on one client ("central"), and the same on ten, IID ("federated"; a table of that name changes what it names,
+and `lines` says so if there is one of the two alone). A page is named after its rule, and further ones of it after the
+data too. Lines are recorded runs: ours is the last accuracy in the run database, never a number in a file.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ...server.records import NotARun, read_run
-from ..experiment import PARTS, Experiment, ExperimentError, choose, from_mapping
+from ..experiment import PARTS, Experiment, choose, from_mapping
+from ..run import RUNS
 from ..world import resolved
 
 FOLDER = Path(__file__).parent
+RECORDED = RUNS / "papers"
+OTHERS = "other settings"  # of a run that is in a line's place
 LINES = {"central": {"clients": 1, "holdout": 0.0, "epochs": 1}, "federated": {"clients": 10, "epochs": 1}}
 
 
@@ -26,7 +30,7 @@ class Page:
     """A rule's page.
 
     Attributes:
-        name: of the file, and of the rule.
+        name: of the file: the rule, or the rule and more.
         claim: what the paper says of its rule.
         source: where the published number stands.
         published: test accuracy there, 0 … 1; None if none was found.
@@ -41,27 +45,32 @@ class Page:
     differs: str
     lines: dict[str, Experiment]
 
+    @property
+    def rule(self) -> str:
+        """The rule that it is of."""
+        return next(iter(self.lines.values())).rule
+
 
 def pages(names: Iterable[str] = (), data_dir: Path | None = None) -> list[Page]:
     """Return the pages of these rules, or all.
 
     Args:
-        names: of rules.
+        names: of rules, all of whose pages are meant, or of pages.
         data_dir: folder that holds data sets under their names; else they are the hub's.
 
     Raises:
         ExperimentError: for a name without a page.
     """
-    there = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+    there = [_read(path, data_dir) for path in sorted(FOLDER.glob("*.toml"))]
     for name in names:
-        choose("rule with a page", name, there)
-    return [_read(there[name], data_dir) for name in (list(names) or there)]
+        choose("rule with a page", name, {known: None for page in there for known in (page.rule, page.name)})
+    return [page for page in there if not names or {page.rule, page.name} & set(names)]
 
 
 def rows(page: Page, runs: Path) -> list[dict[str, Any]]:
     """Return a row a line: what was published, what ours came to, and after how many rounds; None where nothing ran."""
     return [
-        {"rule": page.name, "line": line, "published": page.published} | _ours(asked, runs)
+        {"rule": page.name, "line": line, "published": page.published} | ours(asked, runs)
         for line, asked in page.lines.items()
     ]
 
@@ -70,7 +79,7 @@ def _read(path: Path, data_dir: Path | None) -> Page:
     values = tomllib.loads(path.read_text())
     asked, lines = values.pop("experiment"), {}
     own = values.pop("federated", {})
-    for line, common in LINES.items():
+    for line, common in ((line, LINES[line]) for line in values.pop("lines", LINES)):
         more = own if line == "federated" else {}
         options = {part: asked.get("set", {}).get(part, {}) | more.get("set", {}).get(part, {}) for part in PARTS}
         found = from_mapping(asked | common | more | {"name": f"{path.stem}-{line}", "set": options})
@@ -79,7 +88,7 @@ def _read(path: Path, data_dir: Path | None) -> Page:
     return Page(path.stem, values["claim"], values["source"], values.get("published"), values["differs"], lines)
 
 
-def _ours(asked: Experiment, runs: Path) -> dict[str, Any]:
+def ours(asked: Experiment, runs: Path) -> dict[str, Any]:
     """Return what the run database says of a line; a run of other settings, but for the data's place, is another's."""
     found: dict[str, Any] = {"ours": None, "rounds": None, "of": asked.rounds, "status": "not run"}
     try:
@@ -88,7 +97,7 @@ def _ours(asked: Experiment, runs: Path) -> dict[str, Any]:
         return found
     there = from_mapping(tomllib.loads(run.info["experiment"]))
     if there.replace(data=asked.data, engine=asked.engine, devices=asked.devices) != resolved(asked):
-        raise ExperimentError(f"{runs / asked.name} holds a run with other settings: remove it, or choose --runs-dir")
+        return found | {"status": OTHERS}
     seen = run.rounds.dropna(subset="accuracy").tail(1)
     last = {"ours": float(seen["accuracy"].iloc[0]), "rounds": int(seen["round"].iloc[0])} if len(seen) else {}
     return found | last | {"status": run.info["status"]}

@@ -49,10 +49,10 @@ def test_an_unknown_rule_is_answered_with_the_near_one():
 
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
 def test_a_page_is_of_a_rule_and_its_lines_are_experiments_that_can_be_built(page):
-    assert page.name in RULES and page.claim and page.source and page.differs
+    assert page.rule in RULES and page.name.startswith(page.rule) and page.claim and page.source and page.differs
     assert page.published is None or 0.1 < page.published < 1
     for name, line in page.lines.items():
-        assert line.rule == page.name and line.clients == {"central": 1, "federated": 10}[name]
+        assert line.rule == page.rule and line.clients == {"central": 1, "federated": 10}[name]
         build(resolved(line.replace(data="digits")))
 
 
@@ -97,5 +97,19 @@ def test_a_run_of_other_settings_is_not_taken_for_a_papers(cli, folder, no_repor
     cli("papers", "--run")
     page = tmp_path / "pages" / "backprop.toml"
     page.write_text(page.read_text().replace("hidden = [8]", "hidden = [9]"))
-    refused = cli("papers")
-    assert refused.code == 2 and "holds a run with other settings" in refused.err
+    told = cli("papers", "--json").out
+    assert [row["status"] for row in json.loads(told)["papers"]] == ["other settings"] * 2
+    refused = cli("papers", "--run")
+    assert refused.code == 2 and "is a run of other settings: remove it" in refused.err
+
+
+def test_a_rule_may_have_further_pages_with_one_line(cli, folder, tmp_path):
+    more = PAGE.replace("claim", 'lines = ["central"]\nclaim')
+    (tmp_path / "pages" / "backprop-more.toml").write_text(more)
+    assert [(page.name, list(page.lines)) for page in pages.pages(["backprop"])] == [
+        ("backprop-more", ["central"]), ("backprop", ["central", "federated"]),
+    ]  # fmt: skip
+    assert [page.name for page in pages.pages(["backprop-more"])] == ["backprop-more"]
+    said = cli("rules", "--describe", "backprop").out
+    assert said.count("published: 50.00 % (table 1)") == 2 and "fedforward papers backprop-more --run" in said
+    assert json.loads(cli("rules", "--describe", "backprop", "--json").out)["papers"][0]["ours"] == {"central": None}
