@@ -6,7 +6,9 @@ from .backprop.fused import FusedBackprop
 from .backprop.selective import SelectiveBackprop
 from .backprop.sgd import Backprop
 from .blocks import NetworkError
+from .equilibrium.equilibrium_propagation import EquilibriumPropagation
 from .equilibrium.predictive_coding import PredictiveCoding
+from .equilibrium.projection import Projection
 from .feedback.dfa import DFA
 from .feedback.drtp import DRTP
 from .feedback.feedback_alignment import FeedbackAlignment
@@ -14,11 +16,19 @@ from .feedback.pepita import PEPITA
 from .feedback.product_feedback_alignment import ProductFeedbackAlignment
 from .feedback.sign_symmetry import SignSymmetry
 from .feedback.target_projection import TargetProjection
+from .layerwise.aug_local import AugLocal
 from .layerwise.cascaded_forward import CascadedForward
 from .layerwise.counter_current import CounterCurrent
+from .layerwise.dgl import DGL
 from .layerwise.forward_forward import ForwardForward
+from .layerwise.infopro import InfoPro
+from .layerwise.knowledge_accumulation import KnowledgeAccumulation
 from .layerwise.layer_collaboration import LayerCollaboration
 from .layerwise.mono_forward import MonoForward
+from .layerwise.no_prop import NoProp
+from .layerwise.no_prop_ct import NoPropCT
+from .layerwise.no_prop_fm import NoPropFM
+from .layerwise.predsim import PredSim
 from .models import MODELS
 from .network import Network
 from .perturbation.baffle import Baffle
@@ -29,6 +39,7 @@ from .perturbation.forward_gradient import ForwardGradient
 from .perturbation.genetic import Genetic
 from .perturbation.likelihood_ratio import LikelihoodRatio
 from .perturbation.local_forward_gradient import LocalForwardGradient
+from .perturbation.neuron_swarm import NeuronSwarm
 from .perturbation.sparse_evolution import SparseEvolution
 from .perturbation.spsa import SPSA
 from .perturbation.zo_adam import ZOAdam
@@ -49,6 +60,14 @@ RULES: dict[str, type[Rule]] = {
         MonoForward,
         CascadedForward,
         CounterCurrent,
+        KnowledgeAccumulation,
+        AugLocal,
+        DGL,
+        PredSim,
+        InfoPro,
+        NoProp,
+        NoPropCT,
+        NoPropFM,
         DFA,
         FeedbackAlignment,
         SignSymmetry,
@@ -57,6 +76,8 @@ RULES: dict[str, type[Rule]] = {
         DRTP,
         TargetProjection,
         PredictiveCoding,
+        EquilibriumPropagation,
+        Projection,
         Baffle,
         SPSA,
         ZOSign,
@@ -70,6 +91,7 @@ RULES: dict[str, type[Rule]] = {
         Consensus,
         LocalForwardGradient,
         LikelihoodRatio,
+        NeuronSwarm,
     )
 }
 
@@ -79,6 +101,7 @@ LADDER = ("backprop", "backprop-fused", "backprop-checkpointed", "dfa", "baffle"
 
 __all__ = [
     "DFA",
+    "DGL",
     "DRTP",
     "LADDER",
     "MODELS",
@@ -86,6 +109,7 @@ __all__ = [
     "RULES",
     "SPSA",
     "ApproxBackprop",
+    "AugLocal",
     "Backprop",
     "Baffle",
     "Batch",
@@ -93,6 +117,7 @@ __all__ = [
     "CheckpointedBackprop",
     "Consensus",
     "CounterCurrent",
+    "EquilibriumPropagation",
     "Evolution",
     "FedKSeed",
     "FeedbackAlignment",
@@ -101,14 +126,22 @@ __all__ = [
     "FusedBackprop",
     "Genetic",
     "GradientRule",
+    "InfoPro",
+    "KnowledgeAccumulation",
     "LayerCollaboration",
     "LikelihoodRatio",
     "LocalForwardGradient",
     "MonoForward",
     "Network",
     "NetworkError",
+    "NeuronSwarm",
+    "NoProp",
+    "NoPropCT",
+    "NoPropFM",
+    "PredSim",
     "PredictiveCoding",
     "ProductFeedbackAlignment",
+    "Projection",
     "Rule",
     "RuleError",
     "ScalarRule",

@@ -82,19 +82,27 @@ def _gradients(rule: Rule, net: Network, state: State, batch: Batch) -> Tensors:
 def _activity(rule: Rule, net: Network, state: State, batch: Batch) -> tuple[dict[int, float], dict[int, float]]:
     """Return, by hidden block, the mean sparsity of what the rule's inference makes, and how goodness separates."""
     seen: dict[int, list[Tensor]] = {}
-    watched = copy.copy(net)
+    with torch.no_grad():
+        activities = rule.activities(net, state, batch.x)
+        for i, a in _watched(rule, net, state, batch.x) if activities is None else activities:
+            seen.setdefault(i, []).append(hoyer(a))
+        told = {i: separation(*pair) for i, pair in rule.goodness(net, state, batch)}
+    return {i: float(torch.cat(of_calls).mean()) for i, of_calls in seen.items()}, told
+
+
+def _watched(rule: Rule, net: Network, state: State, x: Tensor) -> list[tuple[int, Tensor]]:
+    """Return (hidden block, its output) of every call of a block in the rule's inference."""
+    seen, watched = [], copy.copy(net)
 
     def block(i: int, params: Tensors, x: Tensor) -> Tensor:
         a = net.block(i, params, x)
         if i in net.hidden:
-            seen.setdefault(i, []).append(hoyer(a))
+            seen.append((i, a.clone()))
         return a
 
     watched.block = block
-    with torch.no_grad():
-        rule.logits(watched, state, batch.x)
-        told = {i: separation(*pair) for i, pair in rule.goodness(net, state, batch)}
-    return {i: float(torch.cat(of_calls).mean()) for i, of_calls in seen.items()}, told
+    rule.logits(watched, state, x)
+    return seen
 
 
 def _angle(descent: Tensors, truth: Tensors, keys: list[str]) -> float | None:

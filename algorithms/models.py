@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from .blocks import NetworkError
+from .residual import Residual, group_norm
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -58,11 +59,40 @@ def cnn(
     return _convolutional(shape, classes, channels, kernel=3, activation=activation, norm=norm)
 
 
+def resnet(
+    shape: Sequence[int],
+    classes: int,
+    *,
+    depth: int = 14,
+    channels: Sequence[int] = (16, 32, 64),
+    activation: str = "relu",
+) -> nn.Sequential:
+    """ResNet-(6n + 2) for small images: a convolution, n residual blocks a width, global average, linear output.
+
+    He et al., arXiv 1512.03385, with GroupNorm and projected shortcuts. Each width after the first halves the map. The
+    widths need not be three: `depth` is 2 for the first and last layer, and 2 for each residual block.
+    """
+    _check_images(shape)
+    _check_widths("channels", channels)
+    if not channels:
+        raise NetworkError("a resnet needs widths: use model.channels=[16, 32, 64]")
+    act, width, layers = _activation(activation), channels[0], 2 * len(channels)  # of one residual block a width
+    if not isinstance(depth, int) or depth < 2 + layers or (depth - 2) % layers:
+        known = ", ".join(str(layers * n + 2) for n in (1, 2, 3, 5))
+        raise NetworkError(f"model.depth {depth} is not that of a resnet of {len(channels)} widths: use {known}, ...")
+    stem = nn.Sequential(nn.Conv2d(shape[0], width, 3, padding=1, bias=False), group_norm(width), act())
+    blocks = [stem]
+    for i, size in enumerate(channels):
+        for j in range((depth - 2) // layers):
+            blocks.append(nn.Sequential(Residual(width, size, stride=2 if i and not j else 1, activation=act)))
+            width = size
+    return nn.Sequential(*blocks, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)))
+
+
 def _convolutional(
     shape: Sequence[int], classes: int, channels: Sequence[int], kernel: int, activation: str, norm: str
 ) -> nn.Sequential:
-    if len(shape) != 3:
-        raise NetworkError(f"convolutions need images (channels, height, width), the data has shape {tuple(shape)}")
+    _check_images(shape)
     _check_widths("channels", channels)
     if norm not in ("none", "group"):
         raise NetworkError(f"unknown norm '{norm}': use none or group")
@@ -81,6 +111,11 @@ def _convolutional(
     return nn.Sequential(*blocks, head)
 
 
+def _check_images(shape: Sequence[int]) -> None:
+    if len(shape) != 3:
+        raise NetworkError(f"convolutions need images (channels, height, width), the data has shape {tuple(shape)}")
+
+
 def _check_widths(name: str, widths: Sequence[int]) -> None:
     if not all(isinstance(width, int) and width > 0 for width in widths):
         raise NetworkError(f"model.{name} must be whole numbers above 0, as in [128, 128], not {list(widths)}")
@@ -92,4 +127,4 @@ def _activation(name: str) -> type[nn.Module]:
     return ACTIVATIONS[name]
 
 
-MODELS = {"mlp": mlp, "lenet": lenet, "cnn": cnn}
+MODELS = {"mlp": mlp, "lenet": lenet, "cnn": cnn, "resnet": resnet}

@@ -50,9 +50,9 @@ def _unpacked(octets: Tensor) -> Tensor:
 
 
 def uniforms(seeds: Tensor, stream: int, count: int, dtype: torch.dtype, first: int = 0) -> Tensor:
-    """Return numbers between 0 and 1, (B, count), from word `first` on: the middles of 2²⁴ intervals."""
-    halves = words(seeds, stream, -(-count // 2), first).view(torch.int32)[..., :count].bitwise_and_((1 << 24) - 1)
-    return halves.to(dtype).add_(0.5).div_(1 << 24)
+    """Return numbers between 0 and 1, (B, count), from word `first` on: the middles of 2²³ intervals."""
+    halves = words(seeds, stream, -(-count // 2), first).view(torch.int32)[..., :count].bitwise_and_((1 << 23) - 1)
+    return halves.to(dtype).add_(0.5).div_(1 << 23)
 
 
 def normals(seeds: Tensor, stream: int, count: int, dtype: torch.dtype, first: int = 0) -> Tensor:

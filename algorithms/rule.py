@@ -109,6 +109,10 @@ class Rule(ABC):
         """Return (hidden block, (goodness (B,) of samples, of their negatives)) of a rule that has such a thing."""
         return ()
 
+    def activities(self, net: Network, state: State, x: Tensor) -> Iterable[tuple[int, Tensor]] | None:
+        """Return (hidden block, its output (B, ...)) of inference; None: whatever `net.block` makes in `logits`."""
+        return None
+
     @abstractmethod
     def init(self, net: Network, seed: int) -> State:
         """Return the initial state of a replica; equal seeds give equal bits."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..graph import pullback
 from ..network import Network
 from ..optimizer import Gradient
+from ..repeats import alike
 from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_entropy_stats, softmax_error
 
 
@@ -130,7 +131,7 @@ class PredictiveCoding(GradientRule):
     def _relax(self, net: Network, params: Tensors, h: list[Tensor], top: Batch, batch: Batch) -> Stats:
         """Let the activities h of the hidden blocks settle, in place, and return the stats of the forward pass."""
         stats, first = None, h[0].clone()
-        for _ in range(self.relaxation):
+        for _ in alike(self.relaxation):
             below = h[0] - first  # ε of the block below; an activity moves once the block above has pulled
             for i in range(1, len(net.blocks)):
                 a, pull = pull_input(net, i, params, h[i - 1])

@@ -99,7 +99,7 @@ def _numbers(seed: Tensor, i: int, first: int, count: int, dtype: torch.dtype, k
         return u.mul_(2).sub_(1)
     if kind == "sign":
         return u.sub_(0.5).sign_()
-    return u.mul_(3).floor_().clamp_max_(2).sub_(1)  # in float32 the last interval's middle is 1
+    return u.mul_(3).floor_().sub_(1)
 
 
 def _check(scale: float) -> None:

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from fedforward.algorithms.noise import normals, seeds, signs, words
+from fedforward.algorithms.noise import normals, seeds, signs, uniforms, words
 from fedforward.algorithms.seeds import Place
 
 SEEDS = seeds(Place(1, 2, 3, 4), 50)
@@ -67,3 +67,15 @@ def test_batched_by_vmap_they_are_the_same():
         lambda s: torch.stack(list(signs(s, 3, 2, 70, torch.float32))),
     ):
         assert torch.equal(torch.func.vmap(make)(stacked), torch.stack([make(s) for s in stacked]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_numbers_are_uniform_strictly_inside_and_streams_apart(dtype):
+    one = torch.tensor([7])
+    u, other = (uniforms(one, stream, 100_001, dtype)[0].double() for stream in (3, 4))
+    assert 0 < u.min() < 1e-4 and 1 - 1e-4 < u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.004 and abs(u.var() - 1 / 12) < 0.002
+    assert abs(torch.corrcoef(torch.stack([u, other]))[0, 1]) < 0.02
+    assert torch.equal(uniforms(one, 3, 100, dtype, first=500)[0].double(), u[1000:1100])
+    ends = torch.tensor([0, (1 << 23) - 1]).to(dtype).add_(0.5).div_(1 << 23)
+    assert ends[0] > 0 and ends[1] < 1

@@ -27,19 +27,29 @@ from cases import (
 from fedforward import algorithms
 from fedforward.algorithms import (
     DFA,
+    DGL,
     DRTP,
     PEPITA,
+    AugLocal,
     Backprop,
     Batch,
     CascadedForward,
     CounterCurrent,
+    EquilibriumPropagation,
     FeedbackAlignment,
     ForwardForward,
+    InfoPro,
+    KnowledgeAccumulation,
     LayerCollaboration,
     MonoForward,
     Network,
+    NoProp,
+    NoPropCT,
+    NoPropFM,
     PredictiveCoding,
+    PredSim,
     ProductFeedbackAlignment,
+    Projection,
     RuleError,
     ScalarRule,
     SelectiveBackprop,
@@ -78,7 +88,7 @@ SIDE_BY_SIDE = [name for name, rule in RULES.items() if rule.stackable(network("
 def test_closed_forms_are_what_trains_side_by_side():
     assert {RULES[name].name for name in SIDE_BY_SIDE} == {
         "backprop-fused", "mono-forward", "dfa", "feedback-alignment", "sign-symmetry", "product-feedback-alignment",
-        "pepita", "drtp", "target-projection", "predictive-coding",
+        "pepita", "drtp", "target-projection", "predictive-coding", "equilibrium-propagation", "knowledge-accumulation",
     }  # fmt: skip
     assert not any(rule.stackable(network(net)) for rule in RULES.values() for net in ("lenet", "cnn-group"))
     assert not MonoForward(optimizer="adam").stackable(network("mlp"))
@@ -177,6 +187,13 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_other_ones(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_no_tensor_of_a_state_holds_on_to_more_than_itself(rule):
+    for part in RULES[rule].init(taken(RULES[rule]), seed=1):
+        for key, p in part.items():
+            assert p.untyped_storage().nbytes() == p.numel() * p.element_size(), f"{key} is a view"
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_draws_are_a_function_of_their_place(rule):
     rule, place = RULES[rule], Place(1, 2, 3, 4)
     drawn = [rule.draw(p, 64, CLASSES) for p in (place, place, place._replace(step=5), place._replace(round=5))]
@@ -245,12 +262,23 @@ BUDGETS = {
     "target-projection": (TargetProjection(), 4),
     "predictive-coding": (PredictiveCoding(), 8),
     "counter-current": (CounterCurrent(), 10),
+    "aug-local": (AugLocal(), 4),
+    "dgl": (DGL(), 4),
+    "predsim": (PredSim(), 4),
+    "infopro": (InfoPro(), 4),
+    "no-prop": (NoProp(steps=5), 4),
+    "no-prop-ct": (NoPropCT(lr=3e-3), 8),
+    "no-prop-fm": (NoPropFM(lr=3e-3), 6),
+    "knowledge-accumulation": (KnowledgeAccumulation(), 8),
+    "equilibrium-propagation": (EquilibriumPropagation(), 6),
+    "projection": (Projection(iterations=10), 1),
 }
 
 
 LONG = {
     "mono-forward-last", "forward-forward-one-pass", "forward-forward-hybrid", "forward-forward-hard",
-    "layer-collaboration", "cascaded-forward-dfa",
+    "layer-collaboration", "cascaded-forward-dfa", "projection", "predsim", "infopro", "no-prop", "no-prop-ct",
+    "no-prop-fm",
 }  # fmt: skip
 
 

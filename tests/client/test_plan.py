@@ -9,7 +9,23 @@ from cases import ALIKE, mostly, taken, takes
 from cases import RULES as VARIANTS
 from cases import network as small_network
 from fedforward import message_bytes, protocol
-from fedforward.algorithms import MODELS, RULES, Backprop, Baffle, MonoForward, Network, Rule, RuleError, State, Stats
+from fedforward.algorithms import (
+    MODELS,
+    RULES,
+    Backprop,
+    Baffle,
+    EquilibriumPropagation,
+    KnowledgeAccumulation,
+    MonoForward,
+    Network,
+    NeuronSwarm,
+    PredictiveCoding,
+    Projection,
+    Rule,
+    RuleError,
+    State,
+    Stats,
+)
 from fedforward.algorithms.replica import shared
 from fedforward.algorithms.seeds import Place
 from fedforward.client import plan as planning
@@ -19,6 +35,7 @@ from fedforward.client.step import accumulators, load_parts, residents, score, t
 from fedforward.scalar_wire import News, Terms
 from flwr.app import ConfigRecord
 
+FEW = {"directions": 5, "iterations": 6, "relaxation": 5, "nudged": 4, "neurons": 4}
 SHAPES = {"mlp": (1, 28, 28), "lenet": (1, 28, 28), "cnn": (3, 32, 32)}
 ON_THE_LARGEST = {"backprop", "backprop-fused", "mono-forward", "forward-forward", "dfa", "baffle"}  # others: slow
 ALL = [
@@ -51,8 +68,8 @@ def network(name):
 
 
 def few(rule):
-    """Return the rule, if it tries directions with five of them: the many are another test's."""
-    return replace(rule, directions=5) if hasattr(rule, "directions") else rule
+    """Return the rule, if it tries directions or repeats itself with few of them: the many are another test's."""
+    return replace(rule, **{name: n for name, n in FEW.items() if isinstance(getattr(rule, name, None), int)})
 
 
 def real_step(rule, net, size, micro=0, *, anchored=False, budget=None, state=None):
@@ -103,6 +120,25 @@ def test_the_planned_peak_is_the_real_one_and_budgets_bind_at_it(rule, model, si
 def test_a_batch_in_parts_is_planned_as_it_runs(rule, micro):
     rule, net = VARIANTS[rule], taken(VARIANTS[rule])
     assert same(Planner(net).step(rule, 8, micro), real_step(rule, net, 8, micro))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (PredictiveCoding(), "relaxation"),
+        (EquilibriumPropagation(nudged=6), "relaxation"),
+        (Projection(), "iterations"),
+        (KnowledgeAccumulation(), "passes"),
+        (NeuronSwarm(particles=1), "neurons"),
+    ],
+    ids=lambda change: change[0].name,
+)
+def test_a_plan_sees_three_repetitions_and_knows_all(change):
+    rule, option = change
+    net = small_network("mlp")
+    for many in (3, 7):
+        repeating = replace(rule, **{option: many})
+        assert same(Planner(net).step(repeating, 4), real_step(repeating, net, 4))
 
 
 @pytest.mark.parametrize("rule", [Backprop(), Baffle(directions=5)])

@@ -1,0 +1,186 @@
+"""Equilibrium propagation: weights learn from how an equilibrium answers to a nudge of the loss.
+
+A. Laborieux, F. Zenke, "Improving equilibrium propagation without weight symmetry through Jacobian homeostasis",
+ICLR 2024, arXiv 2309.02214. The hidden layers drive each other both ways (`dynamics`). They settle at s*, in T1 sweeps;
+from there, with nudges β_k = β exp(2πi k/N) of the loss, k < N, each time at s(β_k), in T2:
+
+    δ_l = −γ^{l−H} (1/N) Σ_k Re(s_l(β_k) / β_k)                N = 1: one-sided, (s* − s(β)) / β in place of the mean
+
+The mean is ∂s_l/∂β at 0, but for O(β^N), for N = 1 O(β); of an N above 2 the nudges are complex. With a sample's share
+of the batch in δ, all learn by ∂F/∂W at s*:
+
+    dW_l = δ_lᵀ s*_{l−1}      db_l = Σ δ_l      dB_l = γ s*_lᵀ δ_{l−1}      the read-out: its own gradient
+
+If B_l = W_l this is the gradient of the loss at the equilibrium: in units of γ^{−l/2} for s_l the Jacobian J of F is
+symmetric. If not, δ is biased, and homeostasis descends, in those units, on
+
+    λ/n E_ε[‖J ε‖² − εᵀ J J ε]  =  λ/n (‖J‖² − tr J²)  =  λγ/n Σ_l ‖W_l − B_l‖²          ε ~ N(0, 1), n hidden units
+"""
+
+from __future__ import annotations
+
+import cmath
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..feedback.fixed import uniform
+from ..feedback.mirrors import weight
+from ..network import Gradients, Network
+from ..optimizer import Product, add
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, softmax_error_and_stats
+from ..seeds import Purpose, generator
+from .dynamics import back, bias, rest, settle, vectors
+
+
+@dataclass(frozen=True)
+class EquilibriumPropagation(GradientRule):
+    """The difference between two or more equilibria stands for the backward pass.
+
+    Stores during a step: of every hidden unit s*, δ and its activity in the phase that runs, which is one number (for
+    N = 1 it becomes δ), with N > 2 two; longer T1 and T2 and more phases take no more. Beside them what the input does
+    to the first layer, and what one layer needs: with homeostasis two matrices like its weights. No graph. T1 and T2
+    cost time, T1 in inference too, which settles: a sweep is a pass forward and one back through all hidden blocks but
+    the first, and with a nudge through the output block. A complex phase has twice as many products, and is for two.
+
+    Departs from the paper: the layers are the user's, with their ReLU or tanh (its sigmoid, 1/(1 + exp(2 − 4u)), is a
+    tanh shifted and scaled), and the output block reads them without a softmax layer of its own before it. The feedback
+    has a gain γ. With the paper's, 1, tanh layers of the usual initial weights are near where equilibria split, ReLU
+    layers near where they run away, and gradients are large there; with less (X. Xie, H. S. Seung, "Equivalence of
+    Backpropagation and Contrastive Hebbian Learning in a Layered Network", Neural Computation 15, 2003) they settle in
+    few sweeps. Layers are swept in turn, not all at once. In dense layers ε averages out exactly: homeostasis is the
+    form on the right, which draws none, and says that a synapse and the one back tend to each other. The nudge is
+    towards the label for β > 0, in one-sided estimates too.
+
+    Attributes:
+        phases: N. Two, β and −β, have an error of O(β²); more than two need tanh.
+        relaxation: T1, sweeps without a nudge.
+        nudged: T2, sweeps with one.
+        beta: β.
+        gain: γ.
+        feedback: "own" learns a B_l, drawn apart from W_l and sent with it; "tied" is W_l, which then learns both ways.
+        homeostasis: λ; 0 leaves the bias, and tied feedback has none.
+    """
+
+    name: ClassVar[str] = "equilibrium-propagation"
+    family: ClassVar[str] = "equilibrium"
+    paper: ClassVar[str] = "Laborieux & Zenke, ICLR 2024, arXiv 2309.02214"
+    travels: ClassVar[str] = "weights and learned feedback"
+    unsplittable: ClassVar[str] = ""
+
+    lr: float = 0.02
+    momentum: float = 0.9
+    phases: int = 2
+    relaxation: int = 8
+    nudged: int = 4
+    beta: float = 0.1
+    gain: float = 0.25
+    feedback: Literal["own", "tied"] = "own"
+    homeostasis: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feedback not in ("own", "tied"):
+            raise RuleError(f"unknown feedback '{self.feedback}': use own or tied")
+        if min(self.phases, self.relaxation, self.nudged) < 1:
+            raise RuleError("equilibrium-propagation needs rule.phases, relaxation and nudged ≥ 1")
+        if min(self.beta, self.gain) <= 0 or self.homeostasis < 0:
+            raise RuleError("equilibrium-propagation needs rule.beta and gain above 0, and homeostasis ≥ 0")
+
+    def check(self, net: Network) -> None:
+        """Demand dense layers, and tanh for complex phases."""
+        if not net.hidden or not net.is_dense or net.dense(net.output)[1] is not nn.Identity:
+            raise RuleError(
+                "equilibrium-propagation settles dense hidden layers, with ReLU or tanh, below a linear output: use mlp"
+            )
+        if self.phases > 2 and any(net.dense(i)[1] is nn.ReLU for i in net.hidden):
+            raise RuleError("phases beyond 2 are complex, and ReLU is not: use model.activation=tanh or rule.phases=2")
+
+    def init(self, net: Network, seed: int) -> State:
+        """Return the network's weights and, of each layer l ≥ 1 with own feedback, "{l}.back" (B), as large as W."""
+        params = net.init(seed)
+        if self.feedback == "own":
+            for i in net.hidden[1:]:
+                shape = params[weight(net, i)].shape
+                params[f"{i}.back"] = uniform(generator(seed, Purpose.INIT, i), shape, (3 * shape[1]) ** -0.5)
+        return State(params, {}, self.slots(params))
+
+    def stackable(self, net: Network) -> bool:
+        """Return whether there is no graph anywhere."""
+        return self.closed_form(net)
+
+    def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
+        """Settle, nudge, and update one block after the other; stats are those of the equilibrium without a nudge."""
+        s, drive = rest(net, state.params, batch.x, self.relaxation, self.gain)
+        deltas = self._answers(net, state.params, drive, s, batch)
+        del drive
+        logits, pull = net.block_vjp(net.output, state.params, s[-1])
+        error, stats = softmax_error_and_stats(logits, batch)
+        self.update(state, pull(error), lr)
+        del logits, error, pull
+        for i in net.hidden:
+            deltas[i].mul_(batch.share().unsqueeze(-1))
+            below = s[i - 1] if i else vectors(batch.x, state.params[weight(net, i)])
+            grads: Gradients = {weight(net, i): Product(deltas[i], below)}
+            if bias(net, i) in state.params:
+                grads[bias(net, i)] = deltas[i].sum(-2)
+            if i:
+                self._lead_back(net, state.params, i, Product(self.gain * s[i], deltas[i - 1]), grads, batch)
+            self.update(state, grads, lr)
+            del grads, below
+        return stats
+
+    def _answers(self, net: Network, params: Tensors, drive: Tensor, s: list[Tensor], batch: Batch) -> list[Tensor]:
+        """Return δ (B, n) of each hidden layer, without a sample's share."""
+        # Every sample settles by itself: it counts 1, not its share of the batch.
+        top = batch._replace(weight=torch.ones_like(batch.weight), total=batch.weight.new_ones(()))
+        deltas: list[Tensor] = []
+        for k in range(self.phases // 2 + 1):  # the others' activities are conjugates of these
+            own = 2 * k in (0, self.phases)
+            beta = self.beta * cmath.exp(2j * cmath.pi * k / self.phases)
+            beta = beta.real if own else beta
+            moved = list(s) if own else [torch.complex(a, torch.zeros_like(a)) for a in s]
+            settle(net, params, drive, moved, self.nudged, self.gain, beta, top)
+            for i in net.hidden:
+                scale = -(1 if own else 2) * self.gain ** (i - net.hidden[-1]) / (self.phases * beta)
+                a, moved[i] = moved[i], None
+                if k == 0:
+                    deltas.append(a.mul_(scale))
+                elif own:
+                    deltas[i].add_(a, alpha=scale)
+                else:
+                    deltas[i].add_(a.real, alpha=scale.real).sub_(a.imag, alpha=scale.imag)
+                if self.phases == 1:
+                    deltas[i].sub_(s[i], alpha=scale)
+                del a
+        return deltas
+
+    def _lead_back(
+        self, net: Network, params: Tensors, i: int, returned: Product, grads: Gradients, batch: Batch
+    ) -> None:
+        """Add to the gradients of layer i ≥ 1 that of its way back, and homeostasis."""
+        w, key = weight(net, i), back(net, params, i)
+        if key == w:
+            grads[w] = Product(*(torch.cat(pair, -2) for pair in zip(grads[w], returned, strict=True)))
+        elif self.homeostasis:
+            units = sum(net.sizes[j][0] for j in net.hidden)
+            pull = 2 * self.homeostasis * self.gain / units * batch.share().sum(-1)  # of a part of a batch: its part
+            apart = (params[w] - params[key]).mul_(pull[..., None, None])
+            towards = apart.neg()
+            add(apart, grads[w])
+            add(towards, returned)
+            grads |= {w: apart, key: towards}
+        else:
+            grads[key] = returned
+
+    def activities(self, net: Network, state: State, x: Tensor) -> Iterable[tuple[int, Tensor]]:
+        """Return the hidden layers' activities at the equilibrium."""
+        return enumerate(rest(net, state.params, x, self.relaxation, self.gain)[0])
+
+    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
+        """Return the output block's scores (B, classes) at the equilibrium."""
+        s, _ = rest(net, state.params, x, self.relaxation, self.gain)
+        return net.block(net.output, state.params, s[-1])
