@@ -96,8 +96,13 @@ def ours(asked: Experiment, runs: Path) -> dict[str, Any]:
     except NotARun:
         return found
     there = from_mapping(tomllib.loads(run.info["experiment"]))
-    if there.replace(data=asked.data, engine=asked.engine, devices=asked.devices) != resolved(asked):
+    if _said(there.replace(data=asked.data, engine=asked.engine, devices=asked.devices)) != _said(resolved(asked)):
         return found | {"status": OTHERS}
     seen = run.rounds.dropna(subset="accuracy").tail(1)
     last = {"ours": float(seen["accuracy"].iloc[0]), "rounds": int(seen["round"].iloc[0])} if len(seen) else {}
     return found | last | {"status": run.info["status"]}
+
+
+def _said(experiment: Experiment) -> Experiment:
+    """Return an experiment without tables of options that say nothing."""
+    return experiment.replace(set={part: table for part, table in experiment.set.items() if table})

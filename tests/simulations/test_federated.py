@@ -1,7 +1,7 @@
 """Twenty clients of unlike data, averaged, beat the best of them alone, whatever a rule sends beside weights.
 
-Heads, activity means, mirrors, learned feedback, a second network, moments: the plain mean of each is right for it, and
-the shares of the classes that a client has are its own (Dirichlet, α = 0.3).
+Heads, auxiliary nets, activity means, mirrors, learned feedback, a second network, class embeddings, moments: the plain
+mean of each is right for it, and the shares of the classes that a client has are its own (Dirichlet, α = 0.3).
 """
 
 import pytest
@@ -29,6 +29,16 @@ OWN = {
     "drtp": {"model": {"activation": "tanh"}},
     "target-projection": {},
     "predictive-coding": {},
+    "equilibrium-propagation": {"model": {"activation": "tanh"}},
+    "projection": {"rule": {"iterations": 10}},
+    "aug-local": {},
+    "dgl": {},
+    "predsim": {},
+    "infopro": {},
+    "no-prop": {"rule": {"steps": 4, "lr": 3e-3}},
+    "no-prop-ct": {"rule": {"lr": 3e-3}},
+    "no-prop-fm": {"rule": {"embedding": "learned", "lr": 3e-3}},
+    "knowledge-accumulation": {},
 }
 FAST = ("drtp",)
 
