@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from itertools import groupby
 from typing import Any
@@ -14,6 +15,8 @@ from rich.text import Text
 
 from ..algorithms import RULES, Rule
 from .papers.pages import RECORDED, Page, pages, rows
+
+ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)  # of a docstring: its name and what is said
 
 
 def facts(rule: type[Rule] | Rule) -> dict[str, Any]:
@@ -35,7 +38,18 @@ def page(rule: type[Rule] | Rule) -> dict[str, Any]:
         "equations": inspect.getdoc(sys.modules[_class(rule).__module__]) or "",
         "description": inspect.getdoc(_class(rule)) or "",
         "options": {field.name: _value(rule, field) for field in dataclasses.fields(rule) if field.name != "lr"},
+        "inherited": _inherited(_class(rule)),
     }
+
+
+def _inherited(rule: type[Rule]) -> dict[str, str]:
+    """Return what the options mean that the rule's own description does not tell, as the classes above it tell it."""
+    told: dict[str, str] = {}
+    for above in reversed(rule.__mro__[1:]):
+        attributes = (inspect.cleandoc(above.__doc__ or "") + "\n").partition("\nAttributes:\n")[2]
+        told |= {name: " ".join(words.split()) for name, words in ATTRIBUTE.findall(attributes)}
+    own = {name for name, _ in ATTRIBUTE.findall(inspect.getdoc(rule) or "")}
+    return {field.name: told[field.name] for field in dataclasses.fields(rule) if field.name in told.keys() - own}
 
 
 def _paper(page: Page) -> dict[str, Any]:
@@ -60,6 +74,7 @@ def page_text(said: dict[str, Any]) -> str:
     """Return a rule's page as text, no line of which is folded."""
     options = [("--lr", said["lr"]), *((f"--set rule.{name}=", value) for name, value in said["options"].items())]
     width = max(len(name) for name, _ in options)
+    inherited = [f"    {name}: {words}" for name, words in said["inherited"].items()]
     return "\n\n".join([
         f"{said['name']}: {said['paper'] or 'no paper is named'}\n"
         f"sends {said['travels']}; autograd: {said['autograd']}",
@@ -67,6 +82,7 @@ def page_text(said: dict[str, Any]) -> str:
         said["equations"],
         said["description"],
         "\n".join(["Options and their defaults:", *(f"    {name:<{width}}  {value}" for name, value in options)]),
+        *(["\n".join(["Options that it shares with others:", *inherited])] if inherited else []),
     ])  # fmt: skip
 
 

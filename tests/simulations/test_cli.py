@@ -86,7 +86,10 @@ def test_rules_describes_one_with_its_equations_and_every_option(cli, name):
     assert "da_l = e B_l" in said and "Stores during a step" in said and "arXiv 1609.01596" in said
     for option, default in (("rule.scale=", "1.0"), ("rule.feedback=", "uniform"), ("--lr", "0.05")):
         assert any(option in line and line.endswith(default) for line in said.splitlines())
-    assert json.loads(cli("rules", "--describe", name, "--json").out)["options"]["momentum"] == 0.9
+    told = json.loads(cli("rules", "--describe", name, "--json").out)
+    assert told["options"]["momentum"] == 0.9
+    assert told["inherited"]["momentum"].startswith("heavy-ball") and "scale" not in told["inherited"]
+    assert "    weight_decay: L2 penalty, added to the gradient." in said.splitlines()
 
 
 def test_what_is_no_rule_is_not_described(cli):
