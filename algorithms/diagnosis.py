@@ -62,15 +62,17 @@ def hoyer(a: Tensor) -> Tensor:
     return torch.where(ratio > 0, (root - ratio) / max(root - 1, 1e-30), 0.0)
 
 
-def separation(true: Tensor, negative: Tensor) -> float:
-    """Return by how many standard deviations the mean of `true` (B,) is above that of `negative` (B,)."""
+def separation(true: Tensor, negative: Tensor) -> float | None:
+    """Return how many standard deviations the mean of `true` (B,) is above that of `negative` (B,): None if 0."""
     spread = ((true.var(correction=0) + negative.var(correction=0)) / 2).sqrt()
-    return float((true.mean() - negative.mean()) / spread.clamp_min(1e-30))
+    return float((true.mean() - negative.mean()) / spread) if spread else None
 
 
 def _double(state: State) -> State:
-    parts = ({key: t.double() if t.is_floating_point() else t.clone() for key, t in part.items()} for part in state)
-    return State(*({key: t.clone() for key, t in part.items()} for part in parts))
+    def copied(t: Tensor) -> Tensor:
+        return t.to(torch.float64, copy=True) if t.is_floating_point() else t.clone()
+
+    return State(*({key: copied(t) for key, t in part.items()} for part in state))
 
 
 def _gradients(rule: Rule, net: Network, state: State, batch: Batch) -> Tensors:

@@ -26,7 +26,7 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, channels: int, stride: int = 1, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
-        self.channels, self.stride = channels, stride
+        self.channels, self.stride, self.makes = channels, stride, activation
         self.conv_1 = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
         self.norm_1 = group_norm(channels)
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -48,7 +48,7 @@ class Residual(nn.Module):
 
     def rebuilt(self, inputs: int) -> Residual:
         """Return a new block like this one for inputs of so many channels."""
-        return Residual(inputs, self.channels, self.stride, type(self.activation))
+        return Residual(inputs, self.channels, self.stride, self.makes)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -65,5 +65,5 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """Return a norm of eight groups, or of as many fewer as leave each group two channels or more."""
+    """Return a norm of eight groups, or of the power of two below that leaves each two channels or more, or of one."""
     return GroupNorm(math.gcd(16, channels) // 2 or 1, channels)

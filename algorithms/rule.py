@@ -7,6 +7,8 @@ A rule is a frozen dataclass of its hyper-parameters and holds no tensor. Tensor
     step(net, state, batch, lr)  -> Stats    learn from one minibatch, in place
     logits(net, state, x)        -> Tensor   the rule's own way of inference
 
+`step` and `logits` work in the accuracy of the state that they are given: tests and diagnoses ask for float64.
+
 A rule whose answers are scalars (`exchange = "scalars"`) splits `step` into two halves: `probe` runs on the client and
 returns a few numbers, `apply` turns numbers into an update and is all that the server needs.
 """

@@ -146,7 +146,7 @@ class Planner:
             draws = rule.draw(Place(0, 0, 0, 0), batch, self.net.classes)
             if isinstance(draws, Directions):
                 draws = _DryDirections(**vars(draws), meter=meter)
-            with _few(meter):
+            with nullcontext() if timeline else _few(meter):
                 take_step(rule, self.net, state, self._parts(batch, draws, micro_batch, meter), rule.lr, meter)
             return meter
 

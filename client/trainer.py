@@ -20,7 +20,7 @@ from torch import Tensor
 from ..algorithms.network import Network
 from ..algorithms.projection import basis, encode
 from ..algorithms.replica import Replica
-from ..algorithms.rule import Rule, RuleError, ScalarRule, State, Stats, Tensors
+from ..algorithms.rule import Batch, Rule, RuleError, ScalarRule, State, Stats, Tensors
 from ..algorithms.seeds import Place, Purpose, generator
 from .audit import Audit
 from .fitting import Fit, OverBudget, evaluation_batch, fit
@@ -149,6 +149,15 @@ class Trainer:
         initial = self.initial(rule)
         slots = {key: slot.clone() for key, slot in initial.slots.items()}
         return State(params, initial.fixed, slots, accumulators(rule, params) if split else {})
+
+    def replica_of(
+        self, rule: Rule, params: Tensors, data: LocalData, rows: Tensor, place: Place
+    ) -> tuple[State, Batch]:
+        """Return a replica of a model, and a batch of some rows of data with the rule's draws, where this trains."""
+        draws = rule.draw(place, len(rows), self.net.classes)
+        draws = draws.to(self.device) if isinstance(draws, Tensor) else draws
+        state = self.state(rule, {key: p.clone() for key, p in self._here(params).items()})
+        return state, batch_of(partial(self._batch, data), rows, draws)
 
     def initial_params(self) -> Tensors:
         """Return a copy of the parameters that every replica starts from."""

@@ -95,14 +95,15 @@ class _Loop(Job):
         clients, arrays = self._train(server_round, arrays, lr, evaluates)
         row: Row = {"round": server_round, "learning_rate": lr, **totals(clients)}
         evaluations: list[Row] = []
+        shown = getattr(self.strategy, "shown", None) or arrays
         if evaluates:
             evaluations = self._evaluate_clients(server_round, arrays)
-            loss, accuracy = self._evaluate_server(getattr(self.strategy, "shown", None) or arrays)
+            loss, accuracy = self._evaluate_server(shown)
             row |= {"loss": number(loss), "accuracy": number(accuracy)}
             row |= {"client_accuracy": mean(evaluations, "accuracy"), "client_loss": mean(evaluations, "loss")}
         taken = getattr(self.strategy, "taken", None)
         row["scalars"] = encode_round(taken) if isinstance(taken, ScalarRound) else None
-        diagnoses = self._diagnoses(server_round, getattr(self.strategy, "shown", None) or arrays)
+        diagnoses = self._diagnoses(server_round, shown)
         row["seconds"] = time.perf_counter() - started  # all of the round but its commit
         self._commit(row, clients, evaluations, diagnoses, arrays)
         if self.observer:
@@ -226,7 +227,7 @@ class _Loop(Job):
     def _diagnoses(self, server_round: int, arrays: ArrayRecord) -> list[Row]:
         if not self.plan.diagnoses(server_round):
             return []
-        with _named(f"the diagnosis of rule {self.plan.rule}"):
+        with _named(f"the diagnosis of rule {self.plan.rule} (in float64; or leave out --diagnose-every)"):
             return self.diagnose(server_round, arrays)
 
     def _commit(

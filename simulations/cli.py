@@ -88,7 +88,7 @@ def run(
     experiment: Annotated[Path | None, typer.Argument(help="An experiment file (TOML); flags override it.")] = None,
     rule: Annotated[str | None, _flag("rule", "Learning rule; see `fedforward rules`.")] = None,
     data: Annotated[str | None, _flag("data", "digits, a folder, a .npz file, or a hub data set.")] = None,
-    model: Annotated[str | None, _flag("model", "mlp, lenet, cnn, or module:object.")] = None,
+    model: Annotated[str | None, _flag("model", "mlp, lenet, cnn, resnet, or module:object.")] = None,
     init: Annotated[str | None, _flag("init", "Folder of a run whose last model to begin with.")] = None,
     partition: Annotated[str | None, _flag("partition", "iid, dirichlet:0.3, pathological:2, shard, ...")] = None,
     clients: Annotated[int | None, _flag("clients", "Number of clients.")] = None,
@@ -116,7 +116,7 @@ def run(
     holdout: Annotated[float | None, _flag("holdout", "Part of a client's samples kept to evaluate it.")] = None,
     evaluate_every: Annotated[int | None, _flag("evaluate_every", "Rounds between evaluations.")] = None,
     diagnose_every: Annotated[
-        int | None, _flag("diagnose_every", "Rounds between diagnoses: angles with the gradient, sparsity (0: none).")
+        int | None, _flag("diagnose_every", "Rounds between diagnoses of the blocks, from 0 to the last (0: none).")
     ] = None,
     seed: Annotated[int | None, _flag("seed", "The one seed of everything.")] = None,
     engine: Annotated[str | None, _flag("engine", "Where clients run: auto, inline, cohort, pool or flower.")] = None,
@@ -173,7 +173,7 @@ def run(
 
 @app.command()
 def plan(
-    model: Annotated[str, _flag("model", "mlp, lenet, cnn, or module:object.")] = Experiment.model,
+    model: Annotated[str, _flag("model", "mlp, lenet, cnn, resnet, or module:object.")] = Experiment.model,
     data: Annotated[
         str | None, _flag("data", "digits, mnist, cifar10, ...: known shapes, nothing is downloaded; or as in `run`.")
     ] = None,

@@ -24,7 +24,7 @@ from ..server import checkpoint
 from ..server.records import NotARun, checkpoint_of, read_run
 from ..server.strategies import DEFAULTS, STRATEGIES, FedProjection, FedScalar
 from .datasets import DataSet, load, partition, resample
-from .experiment import Experiment, ExperimentError
+from .experiment import Experiment, ExperimentError, from_mapping
 from .naming import checked_options, is_reference, named
 from .refusal import DataError
 
@@ -86,15 +86,16 @@ def build_network(experiment: Experiment, data: DataSet) -> Network:
         return Network(lambda: model(data.shape, data.classes, **options), data.shape, data.classes)
 
 
-def build_initial(experiment: Experiment, initial: State) -> ArrayRecord:
+def build_initial(experiment: Experiment, initial: State, net: Network) -> ArrayRecord:
     """Return the last model of the run that an experiment begins with.
 
     Args:
         experiment: names the run.
-        initial: what it would begin with otherwise; only keys and shapes are looked at.
+        initial: what it would begin with otherwise; of parameters only keys and shapes are looked at.
+        net: the network.
 
     Raises:
-        ExperimentError: if that run has no such model, or one that learned beside other fixed matrices.
+        ExperimentError: if that run has no such model, or one that learned beside other fixed numbers.
     """
     folder, params = Path(experiment.init), initial.params
     try:
@@ -108,13 +109,14 @@ def build_initial(experiment: Experiment, initial: State) -> ArrayRecord:
             f"the model of {folder} is not one that {experiment.rule} trains on {experiment.model}: use the same"
             " --model and --set model options, and a rule of the same parameters"
         )
-    told = tomllib.loads(run.info["experiment"])
-    seed = told.get("seed", experiment.seed)
-    if initial.fixed and told.get("rule") == experiment.rule and seed != experiment.seed:
-        raise ExperimentError(
-            f"the model of {folder} learned beside fixed random numbers of seed {seed}, and {experiment.rule} would"
-            f" draw others: use --seed {seed}"
-        )
+    told = from_mapping(tomllib.loads(run.info["experiment"]))
+    if told.rule == experiment.rule and initial.fixed:
+        fixed = build_rule(told).init(net, told.seed).fixed
+        if fixed.keys() != initial.fixed.keys() or not all(map(torch.equal, fixed.values(), initial.fixed.values())):
+            raise ExperimentError(
+                f"the model of {folder} learned beside other fixed random numbers than {experiment.rule} would draw:"
+                f" use --seed {told.seed} and its --set rule options"
+            )
     return arrays
 
 

@@ -22,7 +22,7 @@ from .. import protocol
 from ..algorithms.diagnosis import diagnose
 from ..algorithms.directions import layout_of
 from ..algorithms.projection import pieces_of
-from ..algorithms.rule import Batch, Tensors
+from ..algorithms.rule import Tensors
 from ..algorithms.seeds import Place
 from ..client import Client, Trainer, make_client_app
 from ..client.app import assignment
@@ -50,7 +50,7 @@ from .population import AS_ASKED, Admission, Devices, devices_of
 from .resampling import Resampled
 
 REMEMBERED = 100  # clients
-DIAGNOSED = 256  # samples
+DIAGNOSED, DIAGNOSED_BYTES = 256, 2**30  # samples, and what a step of so many may take in float32
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,8 @@ class World:
         Raises:
             ExperimentError: if it is that of another run, and that is not there: a node need not have it.
         """
-        initial = self.trainer.initial(self.trainer.rule)
-        return (
-            build_initial(self.experiment, initial) if self.experiment.init else protocol.encode_params(initial.params)
-        )
+        initial, asked = self.trainer.initial(self.trainer.rule), self.experiment
+        return build_initial(asked, initial, self.trainer.net) if asked.init else protocol.encode_params(initial.params)
 
     def evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return (loss, accuracy) of a model on the server's test set."""
@@ -98,16 +96,15 @@ class World:
         return result.loss, result.accuracy
 
     def diagnose(self, server_round: int, arrays: ArrayRecord) -> list[Row]:
-        """Return what is found of each block of a model on the first samples of the server's test set."""
-        trainer, e = self.trainer, self.experiment
-        x, y = self.data.test.batch(torch.arange(min(DIAGNOSED, len(self.data.test))))
+        """Return what is found of each block of a model on samples strewn evenly over the server's test set."""
+        rule, count = self.trainer.rule, min(DIAGNOSED, len(self.data.test))
+        while count > 1 and self.trainer.planner.step(rule, count).peak > DIAGNOSED_BYTES:
+            count //= 2
+        rows = torch.linspace(0, len(self.data.test) - 1, count).long()  # a test set may be sorted by class
         # A place of its own: the client after the last one has no other step.
-        draws = trainer.rule.draw(Place(e.seed, server_round, e.clients, 0), len(y), trainer.net.classes)
-        params = {key: p.clone() for key, p in protocol.params_of(arrays).items()}
-        batch = Batch(x, y, torch.ones(len(y)), draws)
-        return [
-            found._asdict() for found in diagnose(trainer.rule, trainer.net, trainer.state(trainer.rule, params), batch)
-        ]
+        place = Place(self.experiment.seed, server_round, self.experiment.clients, 0)
+        state, batch = self.trainer.replica_of(rule, protocol.params_of(arrays), self.data.test, rows, place)
+        return [found._asdict() for found in diagnose(rule, self.trainer.net, state, batch)]
 
     def app(self, memory: Tensors | None = None) -> ClientApp:
         """Return a client app whose clients train in the same `memory` in turn: a reply's model lies there."""

@@ -35,6 +35,8 @@ from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, softma
 from ..seeds import Purpose, generator
 from .dynamics import back, bias, rest, settle, vectors
 
+SMALLEST = 1e-4  # β
+
 
 @dataclass(frozen=True)
 class EquilibriumPropagation(GradientRule):
@@ -55,6 +57,9 @@ class EquilibriumPropagation(GradientRule):
     form on the right, which draws none, and says that a synapse and the one back tend to each other. The nudge is
     towards the label for β > 0, in one-sided estimates too.
 
+    Use tanh: `--set model.activation=tanh`. ReLU layers have no bound to what they settle to. Two of them swing at a
+    constant learning rate, and more than two hardly learn.
+
     Attributes:
         phases: N. Two, β and −β, have an error of O(β²); more than two need tanh.
         relaxation: T1, sweeps without a nudge.
@@ -71,7 +76,7 @@ class EquilibriumPropagation(GradientRule):
     travels: ClassVar[str] = "weights and learned feedback"
     unsplittable: ClassVar[str] = ""
 
-    lr: float = 0.02
+    lr: float = 0.01
     momentum: float = 0.9
     phases: int = 2
     relaxation: int = 8
@@ -87,8 +92,11 @@ class EquilibriumPropagation(GradientRule):
             raise RuleError(f"unknown feedback '{self.feedback}': use own or tied")
         if min(self.phases, self.relaxation, self.nudged) < 1:
             raise RuleError("equilibrium-propagation needs rule.phases, relaxation and nudged ≥ 1")
-        if min(self.beta, self.gain) <= 0 or self.homeostasis < 0:
-            raise RuleError("equilibrium-propagation needs rule.beta and gain above 0, and homeostasis ≥ 0")
+        if self.beta < SMALLEST or self.gain <= 0 or self.homeostasis < 0:
+            raise RuleError(
+                f"equilibrium-propagation needs rule.beta ≥ {SMALLEST:g} (of less, differences are rounding), gain > 0"
+                " and homeostasis ≥ 0"
+            )
 
     def check(self, net: Network) -> None:
         """Demand dense layers, and tanh for complex phases."""

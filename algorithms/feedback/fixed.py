@@ -41,8 +41,7 @@ def feedback(seed: int, i: int, classes: int, width: int, scale: float, kind: st
 def feedbacks(net: Network, seed: int, scale: float, kind: str = "uniform", regenerate: bool = False) -> Tensors:
     """Return "{l}.feedback" (C, features of block l) for each hidden block, or the "seed" that they are made of."""
     if regenerate:
-        _check(scale)
-        return kept_seed(seed)
+        return kept_seed(seed, scale)
     widths = {i: features(net, i) for i in net.hidden}
     return {f"{i}.feedback": feedback(seed, i, net.classes, width, scale, kind) for i, width in widths.items()}
 
@@ -73,8 +72,13 @@ def features(net: Network, i: int) -> int:
     return torch.Size(net.sizes[i]).numel()
 
 
-def kept_seed(seed: int) -> Tensors:
-    """Return what is kept in place of matrices: the "seed" () int64."""
+def kept_seed(seed: int, scale: float = 1.0) -> Tensors:
+    """Return what is kept in place of matrices: the "seed" () int64.
+
+    Raises:
+        RuleError: if the scale is not above 0.
+    """
+    _check(scale)
     return {"seed": torch.tensor(integer_seed(seed, Purpose.FIXED))}
 
 

@@ -73,8 +73,8 @@ class PEPITA(GradientRule):
         mirror: κ, at which mirrors M_l of the layers' weights follow noise (see `mirrors`), and F is M_L … M_1, made as
             large as above; 0: F is fixed. Mirrors are as many numbers as the weights and travel with them: what they
             follow is linear in the weights, so the clients' mean mirrors the mean model.
-        regenerate: F is made again in every step instead of kept: some twenty operations a
-            number. Same kind and size, other numbers.
+        regenerate: F is made again in every step instead of kept: some twenty operations a number. Same kind and
+            size, other numbers.
     """
 
     name: ClassVar[str] = "pepita"
@@ -127,10 +127,11 @@ class PEPITA(GradientRule):
         params, fixed = net.init(seed), {}
         if self.mirror:
             params |= mirrors(net, params)
+        elif self.regenerate:
+            fixed = kept_seed(seed, self.scale)
         else:
             width = torch.Size(net.shape).numel()
-            drawn = {} if self.regenerate else {"feedback": feedback(seed, 0, net.classes, width, self.scale * 6**0.5)}
-            fixed = drawn or kept_seed(seed)
+            fixed["feedback"] = feedback(seed, 0, net.classes, width, self.scale * 6**0.5)
         return State(params, fixed, self.slots(params))
 
     def learned(self, params: Tensors) -> Tensors:

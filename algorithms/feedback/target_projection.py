@@ -60,11 +60,14 @@ class TargetProjection(GradientRule):
 
     def init(self, net: Network, seed: int) -> State:
         """Return the network's weights and fixed targets "{l}.target" (C, channels or width), or their "seed"."""
-        params, fixed = net.init(seed), kept_seed(seed) if self.regenerate else {}
-        for i in () if self.regenerate else net.hidden:
-            width = net.sizes[i][0]
-            fixed[f"{i}.target"] = feedback(seed, i, net.classes, width, self.scale * width**0.5)
-        return State(params, fixed, self.slots(params))
+        params = net.init(seed)
+        if self.regenerate:
+            return State(params, kept_seed(seed, self.scale), self.slots(params))
+        widths = {i: net.sizes[i][0] for i in net.hidden}
+        targets = {
+            f"{i}.target": feedback(seed, i, net.classes, width, self.scale * width**0.5) for i, width in widths.items()
+        }
+        return State(params, targets, self.slots(params))
 
     def stackable(self, net: Network) -> bool:
         """Return whether there is no graph anywhere."""

@@ -30,13 +30,15 @@ class AugLocal(Isolated):
     """Block-local cross-entropy through an auxiliary net that copies the architecture of later blocks.
 
     Stores during a step: what the largest module needs, its input, its activations with those of its auxiliary net, and
-    their gradients. That is of d + 1 blocks, however deep the network is. Auxiliary nets travel and are averaged;
-    they copy the late, wide blocks, so all together weigh more than the network: with few samples in a batch or small
-    maps weights rule, and backpropagation needs less.
+    their gradients. That is of d + 1 blocks, however deep the network is. Auxiliary nets travel and are averaged; they
+    copy the late, wide blocks, and those of a resnet weigh more than itself: with few samples in a batch or small maps
+    weights rule, and backpropagation needs less.
 
     Departs from the paper: where blocks that were left out would have made a map smaller, it is averaged down before
     the next copy (the paper gives that copy a stride of 2, and takes networks whose widths double where maps halve);
     the first block is isolated on networks of fewer than d + 2 hidden blocks too, with the blocks there are to copy.
+    Momentum is heavy-ball, not Nesterov's, and nothing decays unless asked for. Copies draw their weights as their
+    layers do, whatever the network's own initialisation.
 
     Attributes:
         aux_depth: d, the blocks in the first auxiliary net.

@@ -3,7 +3,7 @@
 Y. Wang, Z. Ni, S. Song, L. Yang, G. Huang, "Revisiting Locally Supervised Learning: an Alternative to End-to-end
 Training", ICLR 2021, arXiv 2101.10832. Module m has a decoder D_m and a classifier A_m:
 
-    L_m = λ_1 R(D_m(a_m), x) + λ_2 CE(A_m(a_m), y)      λ = (1 − ρ) λ^first + ρ λ^last      ρ = (m − 1)/(K − 2)
+    L_m = λ_1 R(D_m(a_m), x) + λ_2 CE(A_m(a_m), y)      λ = (1 − ρ) λ^first + ρ λ^last      ρ = (m − 1)/(K − 2), or 0
 
 for m = 1 … K − 1, x being the network's input and R the binary cross-entropy of its numbers: greedy modules throw away
 what does not help at once, and R holds them back, above all the early ones.
@@ -117,7 +117,7 @@ def decoder(shape: Sequence[int], inputs: Sequence[int]) -> nn.Sequential:
 
 
 def head(shape: Sequence[int], classes: int) -> nn.Sequential:
-    """Return the paper's classifier, whose convolution halves a map of fewer than 64 channels and has twice as many."""
+    """Return the paper's classifier, whose convolution halves a map of fewer than 64 channels and widens it."""
     width, *sides = shape
     layers: list[nn.Module] = []
     if sides:

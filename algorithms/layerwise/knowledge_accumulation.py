@@ -37,10 +37,10 @@ class KnowledgeAccumulation(GradientRule):
     """Hidden layers learn without labels, and a supervised read-out shows what can be read of them.
 
     Accuracy is the read-out's: compare it with `passes` = 1, the same read-out of layers that never learn. The rule
-    makes no claim to gain on that, and the papers report entropies alone. On digits, and on MNIST, it loses to it
-    the more the longer layers learn: g drives every unit to where most samples have it, and in the long run all samples
-    are decided alike. What counts is the time η (K − 1) of all steps together. The papers spend 0.5 once, on one batch
-    of 1,000 images; here η is small because there are many batches.
+    makes no claim to gain on that, and the papers report entropies alone. With these defaults it reads digits as well,
+    and the longer layers learn the worse: g drives every unit to where most samples have it, and in the long run all
+    samples are decided alike. What counts is the time η (K − 1) of all steps together. The papers spend 0.5 once, on
+    one batch of 1,000 images; here η is small because there are many batches.
 
     Stores during a step: one decision of every hidden unit, whatever K, since each layer is updated as soon as it has
     decided (the layers above take its decision, not its weights), and what one layer needs. No graph but inside the
@@ -72,8 +72,8 @@ class KnowledgeAccumulation(GradientRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.passes < 1 or self.eta <= 0 or self.scale <= 0:
-            raise RuleError("knowledge-accumulation needs rule.passes ≥ 1, and rule.eta and scale above 0")
+        if self.passes < 1 or min(self.lr, self.eta, self.scale) <= 0:
+            raise RuleError("knowledge-accumulation needs rule.passes ≥ 1, and lr, rule.eta and scale above 0")
 
     def check(self, net: Network) -> None:
         """Demand hidden layers, all dense."""

@@ -88,7 +88,7 @@ class Isolated(GradientRule):
         """Return the loss (0-dim) that a module with auxiliary nets learns from, a being its output."""
 
     def modules(self, net: Network) -> tuple[Module, ...]:
-        """Return the modules, which are made once for each network."""
+        """Return the modules, made once for each network: by `check`, for they cannot be made under vmap."""
         made = _MADE.setdefault(net, {})
         if self not in made:
             with _disable_current_modes():  # nobody is to count a structure's bytes, or to fake it
@@ -119,10 +119,11 @@ class Isolated(GradientRule):
                     return cross_entropy(a, batch)
                 return self.local_loss(module, params, a, batch), a.detach()
 
-            grads, x = gradients(objective, {key: state.params[key] for key in module.keys(net)})
+            grads, told = gradients(objective, {key: state.params[key] for key in module.keys(net)})
             del objective
             self.update(state, grads, lr)
             del grads
+            x = told  # the last module's are stats
         return x
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
@@ -136,6 +137,8 @@ _MADE: weakref.WeakKeyDictionary[Network, dict[Isolated, tuple[Module, ...]]] = 
 def module(net: Network, blocks: range, along: float, **nets: tuple[Callable[[], nn.Sequential], int]) -> Module:
     """Return the module of these blocks, with an auxiliary net of each name: what makes it, and how much it says."""
     last, made = blocks[-1], {}
+    if len(net.sizes[last]) > 4:
+        raise RuleError(f"block {last} ends in {net.sizes[last]}: auxiliary nets read maps of up to three dimensions")
     for name, (build, outputs) in nets.items():
         try:
             made[name] = Auxiliary(Network(build, net.sizes[last], outputs), f"{last}.{name}.")
@@ -217,7 +220,8 @@ def rebuilt(layer: nn.Module, x: Tensor) -> nn.Module:
     """Return the structure of a layer like this one that reads x (1, channels, ...), on the meta device.
 
     Convolutions, linear layers, group norms and Sequentials of them are made for the channels of x, and so is a layer
-    with a method `rebuilt(channels)`, which returns the new one (see `Residual`). Others are copied as they are.
+    with a method `rebuilt(channels)`, which returns the new one (see `Residual`). Others are copied as they are. What
+    has parameters of its own must draw them in a method `reset_parameters()`, as PyTorch's layers do.
     """
     channels = x.shape[1]
     with torch.device("meta"):
@@ -228,7 +232,7 @@ def rebuilt(layer: nn.Module, x: Tensor) -> nn.Module:
                 made.append(rebuilt(child, x))
             return nn.Sequential(*made)
         if hasattr(layer, "rebuilt"):
-            return layer.rebuilt(channels)
+            return _drawing(layer.rebuilt(channels))
         if type(layer) is nn.Linear:
             return nn.Linear(x.shape[-1], layer.out_features, layer.bias is not None)
         if isinstance(layer, nn.GroupNorm):
@@ -237,10 +241,15 @@ def rebuilt(layer: nn.Module, x: Tensor) -> nn.Module:
             names = ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
             how = {name: getattr(layer, name) for name in names}
             return type(layer)(channels, **how, bias=layer.bias is not None, padding_mode=layer.padding_mode)
-    own = [m for m in layer.modules() if any(True for _ in m.parameters(recurse=False))]
-    if not all(hasattr(m, "reset_parameters") for m in own):
-        raise ValueError(f"{type(layer).__name__} draws no weights again: give it a method rebuilt(channels)")
-    return copy.deepcopy(layer)
+    return copy.deepcopy(_drawing(layer))
+
+
+def _drawing(layer: nn.Module) -> nn.Module:
+    """Return the layer if all in it that has parameters can draw them."""
+    for m in layer.modules():
+        if any(True for _ in m.parameters(recurse=False)) and not hasattr(m, "reset_parameters"):
+            raise ValueError(f"{type(m).__name__} draws no weights: give it a method reset_parameters()")
+    return layer
 
 
 def drawn(structure: nn.Sequential) -> nn.Sequential:

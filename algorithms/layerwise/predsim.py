@@ -38,7 +38,9 @@ class PredSim(Isolated):
 
     Departs from the paper: networks are as they come, without batch normalisation and dropout; a map is averaged over a
     grid for its decoder, where the paper takes the nearest power of two as its window; a block is whatever the network
-    calls one, as a residual block with its two convolutions.
+    calls one, as a residual block with its two convolutions; a map of one position is taken as a vector. The default lr
+    is ten times the paper's, for runs a tenth as long. A batch wants several samples: one is like itself whatever the
+    block does.
 
     Attributes:
         beta: β, the part of similarity matching in the loss.

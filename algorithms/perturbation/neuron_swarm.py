@@ -137,9 +137,11 @@ class NeuronSwarm(Rule):
             better = losses[1 : 1 + self.particles] < losses[1 + self.particles :] - slack
             best = torch.where(better[:, None], place, best) - move
             place = place - move
+            counts = (batch.weight.sum() > 0).to(place.dtype)  # nothing flies on a batch of nothing
             r = uniforms(seed, (i << 20) + 1 + visit, 2 * place.numel(), place.dtype).view(2, *place.shape)
-            velocity = self.inertia * velocity + self.cognitive * r[0] * (best - place) - self.social * r[1] * place
-            for part, own in zip(swarm, (place + velocity, velocity, best), strict=True):
+            pulled = self.cognitive * r[0] * (best - place) - self.social * r[1] * place
+            velocity = torch.lerp(velocity, self.inertia * velocity + pulled, counts)
+            for part, own in zip(swarm, (place + counts * velocity, velocity, best), strict=True):
                 part[j] = own[None]
         return _activated(net, i, z)
 

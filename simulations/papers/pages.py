@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...server.records import NotARun, read_run
-from ..experiment import PARTS, Experiment, choose, from_mapping
+from ..experiment import PARTS, Experiment, ExperimentError, choose, from_mapping
 from ..run import RUNS
 from ..world import resolved
 
@@ -95,7 +95,10 @@ def ours(asked: Experiment, runs: Path) -> dict[str, Any]:
         run = read_run(runs / asked.name)
     except NotARun:
         return found
-    there = from_mapping(tomllib.loads(run.info["experiment"]))
+    try:
+        there = from_mapping(tomllib.loads(run.info["experiment"]))
+    except (ExperimentError, KeyError):  # of another version
+        return found | {"status": OTHERS}
     if _said(there.replace(data=asked.data, engine=asked.engine, devices=asked.devices)) != _said(resolved(asked)):
         return found | {"status": OTHERS}
     seen = run.rounds.dropna(subset="accuracy").tail(1)

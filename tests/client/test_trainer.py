@@ -334,3 +334,12 @@ def test_a_limit_of_steps_ends_a_round_in_the_middle_of_an_epoch(steps, taken):
     whole = Data(10)
     fit(rule, whole, evaluate=False)
     assert data.visited == whole.visited[: len(taken)]  # the same samples as without a limit
+
+
+def test_a_replica_is_where_the_trainer_is():
+    rule = DFA(noise=0.1)
+    trainer = Trainer(rule, network("mlp"), 0).to("meta")
+    place = Place(0, 1, 2, 3)
+    state, b = trainer.replica_of(rule, trainer.initial_params(), TEST, torch.arange(3), place)
+    tensors = [t for part in state for t in part.values()] + [b.x, b.y, b.weight, b.draws]
+    assert {t.device.type for t in tensors} == {"meta"} and len(b.y) == len(b.draws) == 3

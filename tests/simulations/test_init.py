@@ -47,8 +47,9 @@ def test_a_run_that_is_none_and_a_model_of_another_shape_are_refused(pretrained,
 def test_a_model_is_not_put_beside_other_fixed_matrices_than_it_learned_by(tmp_path):
     folder, _ = run(tmp_path, rule="dfa", rounds=1, seed=3)
     begin = Experiment(**COMMON, rule="dfa", rounds=1, init=str(folder), name="on")
-    with pytest.raises(ExperimentError, match=r"fixed random numbers of seed 3.*use --seed 3"):
-        start(begin, tmp_path)
+    for other in (begin, begin.replace(seed=3, set=COMMON["set"] | {"rule": {"regenerate": True}})):
+        with pytest.raises(ExperimentError, match=r"other fixed random numbers.*use --seed 3"):
+            start(other, tmp_path)
     start(begin.replace(seed=3), tmp_path)
     start(begin.replace(rule="feedback-alignment", name="another-rule"), tmp_path)
 

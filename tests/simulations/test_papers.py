@@ -1,6 +1,8 @@
 """The experiments of the papers are ones that can be run, and what is told of them is what the run database says."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pandas as pd
 import pytest
@@ -101,6 +103,15 @@ def test_a_run_of_other_settings_is_not_taken_for_a_papers(cli, folder, no_repor
     assert [row["status"] for row in json.loads(told)["papers"]] == ["other settings"] * 2
     refused = cli("papers", "--run")
     assert refused.code == 2 and "is a run of other settings: remove it" in refused.err
+
+
+def test_a_run_of_another_version_hides_nothing(cli, folder, no_report):
+    cli("papers", "--run")
+    with closing(sqlite3.connect("runs/papers/backprop-central/run.sqlite")) as db, db:
+        db.execute("UPDATE runs SET experiment = experiment || 'unheard-of = 1'")
+    told = json.loads(cli("papers", "--json").out)["papers"]
+    assert [row["status"] for row in told] == ["other settings", "finished"]
+    assert "published: 50.00 %" in cli("rules", "--describe", "backprop").out
 
 
 def test_a_rule_may_have_further_pages_with_one_line(cli, folder, tmp_path):

@@ -8,6 +8,7 @@ from textwrap import dedent
 import pytest
 from fedforward.algorithms import DFA, MonoForward
 from fedforward.server.records import Records, read_run
+from fedforward.simulations import world as worlds
 from fedforward.simulations.experiment import ExperimentError, from_run_config
 from fedforward.simulations.naming import named
 from fedforward.simulations.parts import MISTAKES, build_strategy
@@ -330,3 +331,21 @@ def test_a_file_outside_is_found_by_a_process_of_its_own(tmp_path):
         words = [sys.executable, "-m", "fedforward", "run", "--rule", name, *FLAGS, "--json"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert '"accuracy"' in done.stdout
+
+
+def test_a_diagnosis_sees_all_of_the_test_set_and_no_more_than_memory_allows(monkeypatch):
+    seen = []
+    world = build(small(rule="dfa"))
+    model = world.initial()
+
+    def spied(rule, params, data, rows, place, replica_of=world.trainer.replica_of):
+        seen.append((len(data), rows.tolist(), place.client))
+        return replica_of(rule, params, data, rows, place)
+
+    monkeypatch.setattr(world.trainer, "replica_of", spied)
+    assert [row["block"] for row in world.diagnose(3, model)] == [0, 1, 2]
+    monkeypatch.setattr(worlds, "DIAGNOSED_BYTES", world.trainer.planner.step(world.trainer.rule, 20).peak)
+    world.diagnose(3, model)
+    (size, rows, client), (_, fewer, _) = seen
+    assert rows[0] == 0 and rows[-1] == size - 1 and len(rows) == min(256, size) and client == world.experiment.clients
+    assert 8 <= len(fewer) <= 20 and fewer[-1] == size - 1

@@ -222,7 +222,7 @@ def test_homeostasis_aligns_every_block_with_the_gradient_at_equilibrium(activat
     b = Batch(x[:64].double(), y[:64], torch.ones(64, dtype=torch.float64))
     phases, found = 2 if activation == "relu" else 4, []
     for homeostasis in (0.0, 10.0):
-        rule = EquilibriumPropagation(homeostasis=homeostasis)
+        rule = EquilibriumPropagation(lr=0.02, homeostasis=homeostasis)
         state = trained(rule, net, epochs=2, size=32)
         measured = replace(rule, phases=phases, relaxation=80, nudged=80)
         found.append(cosines(measured, net, double(state).params, b))
@@ -377,5 +377,5 @@ def test_refusals_name_the_remedy():
         with pytest.raises(RuleError, match="relaxation and nudged ≥ 1"):
             EquilibriumPropagation(**setting)
     for setting in ({"beta": 0.0}, {"gain": 0.0}, {"homeostasis": -1.0}):
-        with pytest.raises(RuleError, match="beta and gain above 0"):
+        with pytest.raises(RuleError, match=r"beta ≥ 0.0001 .*, gain > 0 and homeostasis ≥ 0"):
             EquilibriumPropagation(**setting)

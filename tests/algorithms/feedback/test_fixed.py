@@ -93,5 +93,6 @@ def test_what_is_not_fixed_is_not_made_again():
         SignSymmetry(regenerate=True)
     with pytest.raises(RuleError, match="mirrors leave no fixed matrix"):
         PEPITA(mirror=0.1, regenerate=True)
-    with pytest.raises(RuleError, match="above 0"):
-        DFA(scale=-1.0, regenerate=True).init(network("mlp"), 1)
+    for rule in (DFA, DRTP, PEPITA, TargetProjection):
+        with pytest.raises(RuleError, match="above 0"):
+            rule(scale=-1.0, regenerate=True).init(network("mlp"), 1)

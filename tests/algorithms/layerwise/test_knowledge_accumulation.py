@@ -177,6 +177,6 @@ def test_refusals_name_the_remedy():
         with pytest.raises(RuleError, match="use mlp"):
             RULE.check(Network(build, SHAPE, CLASSES))
     for setting in ({"passes": 0}, {"eta": 0.0}, {"scale": 0.0}):
-        with pytest.raises(RuleError, match=r"passes ≥ 1, and rule\.eta and scale above 0"):
+        with pytest.raises(RuleError, match=r"passes ≥ 1, and lr, rule\.eta and scale above 0"):
             KnowledgeAccumulation(**setting)
     assert "whole batch has changed" in RULE.unsplittable

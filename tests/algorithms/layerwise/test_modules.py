@@ -15,6 +15,7 @@ from cases import (
     copied,
     descent,
     double,
+    equal,
     leaves,
     network,
     nonuniform,
@@ -124,7 +125,7 @@ def infopro(name, i, p, a, b, isolated):
     if a.dim() == 4:
         stride = 2 if a.shape[1] < 64 else 1
         seen = F.conv2d(a, read["0.conv2d.weight"], stride=stride, padding=1)
-        assert seen.shape[1] == 2 * a.shape[1] if stride == 2 else a.shape[1]
+        assert seen.shape[1] == (2 * a.shape[1] if stride == 2 else a.shape[1])
         seen = F.group_norm(seen, 1, read["0.groupnorm.weight"], read["0.groupnorm.bias"]).relu().flatten(2).mean(2)
         a = F.interpolate(a, (8, 8), mode="bilinear", align_corners=True)
         a = F.conv2d(a, drawn["0.conv2d.weight"], drawn["0.conv2d.bias"], padding=1)
@@ -288,7 +289,18 @@ def test_a_block_that_cannot_be_rebuilt_is_named():
     with pytest.raises(RuleError, match=r"copies block 2 \(groupnorm-conv2d\) .*divisible"):
         rule.check(of(nn.GroupNorm(6, 6), nn.Conv2d(6, 6, 1)))
     Odd.rebuilt = lambda self, channels: Odd()
+
+    def fresh():
+        convolutions = (nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.ReLU()) for i, o in ((1, 5), (5, 6)))
+        head = nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, CLASSES))
+        return nn.Sequential(*convolutions, nn.Sequential(nn.Conv2d(6, 6, 1), Odd(), nn.ReLU()), head)
+
     try:
-        rule.check(net)
+        net = Network(fresh, SHAPE, CLASSES)
+        with pytest.raises(RuleError, match="Odd draws no"):
+            rule.check(net)
+        Odd.reset_parameters = lambda self: nn.init.uniform_(self.scale)
+        first, again = (rule.init(net, seed=1).params for _ in range(2))
+        assert equal(first, again) and all(p.isfinite().all() for p in first.values())
     finally:
-        del Odd.rebuilt
+        del Odd.rebuilt, Odd.reset_parameters

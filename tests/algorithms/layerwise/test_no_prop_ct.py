@@ -20,7 +20,7 @@ def gamma(params, t):
         each = zip(*(params[f"gamma.{name}"] for name in ("sizes", "rates", "shifts")), strict=True)
         return sum((1 + w.exp()).log() / (1 + (-((1 + k.exp()).log() * t + s)).exp()) for w, k, s in each)
 
-    first, last = params["gamma.ends"]
+    first, last = ((1 + end.exp()).log() for end in params["gamma.ends"])
     return first - (first + last) * (rising(t) - rising(0.0)) / (rising(1.0) - rising(0.0))
 
 
@@ -83,7 +83,7 @@ def test_inference_takes_equal_steps_of_time_from_the_mean(embedding):
 def test_the_schedule_falls_from_end_to_end_with_the_slope_it_states():
     for seed in range(3):
         params = {key: p.double() for key, p in schedule(seed).items()}
-        params["gamma.ends"] += torch.tensor([0.5, -1.0])
+        params["gamma.ends"] = torch.tensor([3.5, 2.0]).double().expm1().log()
         times = torch.linspace(0, 1, 101, dtype=torch.float64, requires_grad=True)
         value, slope = falling(params, times)
         torch.testing.assert_close(value.detach()[[0, -1]], torch.tensor([3.5, -2.0]).double(), rtol=0, atol=1e-12)
@@ -94,7 +94,16 @@ def test_the_schedule_falls_from_end_to_end_with_the_slope_it_states():
         assert (value - line).abs().max() < 1  # nearly a line at first
 
 
+def test_a_schedule_falls_wherever_its_parameters_go():
+    times = torch.linspace(0, 1, 101)
+    for ends, shift in (([1.0, -2.0], 0.0), ([-9.0, -9.0], 0.0), ([3.0, 3.0], 60.0)):  # the last ones saturate
+        params = schedule(0)
+        params["gamma.ends"], params["gamma.shifts"] = torch.tensor(ends), params["gamma.shifts"] + shift
+        value, slope = falling(params, times)
+        assert value.isfinite().all() and slope.max() <= 0
+
+
 def test_training_makes_the_loss_fall_and_inference_right_and_moves_the_schedule():
-    state, fall, (first, last), inferred = train(NoPropCT(lr=0.01), 100)
+    state, fall, (first, last), inferred = train(NoPropCT(lr=0.01), 150)
     assert fall < 0.7 and first < 0.4 and min(last, inferred) > 0.85
     assert all((state.params[key] - p).abs().max() > 0.01 for key, p in schedule(1).items())
