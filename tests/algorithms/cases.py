@@ -121,7 +121,7 @@ RULES = {
     "dgl": DGL(),
     "predsim": PredSim(),
     "infopro": InfoPro(),
-    "no-prop": NoProp(steps=3, width=12),
+    "no-prop": NoProp(steps=2, width=12),
     "no-prop-learned": NoProp(steps=2, width=12, embedding="learned", dim=12),
     "no-prop-prototype": NoProp(steps=2, width=12, embedding="prototype"),
     "no-prop-ct": NoPropCT(steps=3, width=12),
@@ -133,7 +133,7 @@ RULES = {
     "equilibrium-propagation-tied": EquilibriumPropagation(
         relaxation=4, nudged=3, phases=1, feedback="tied", momentum=0.0
     ),
-    "projection": Projection(iterations=4),
+    "projection": Projection(iterations=3),
     "projection-alternating": Projection(iterations=5, scheme="alternating", loss="margin", lr=0.5),
     "projection-difference": Projection(iterations=5, scheme="difference-map", beta=0.7),
     "baffle": Baffle(directions=3),
@@ -156,7 +156,7 @@ RULES = {
     "local-forward-gradient": LocalForwardGradient(lr=0.1, directions=3),
     "likelihood-ratio": LikelihoodRatio(lr=0.1, directions=2),
     "likelihood-ratio-orthogonal": LikelihoodRatio(lr=0.1, directions=3, draws="orthogonal"),
-    "neuron-swarm": NeuronSwarm(particles=2, neurons=4),
+    "neuron-swarm": NeuronSwarm(particles=2, neurons=3),
     "neuron-swarm-all": NeuronSwarm(particles=1, neurons=0),
 }
 
@@ -168,8 +168,8 @@ ALIKE = {
     "pepita-mirror", "target-projection-l1", "predictive-coding-prox", "spsa-dropout", "zo-sign", "zo-conserve",
     "fedkseed", "evolution-plain", "sparse-evolution", "genetic", "consensus", "forward-gradient-projection",
     "likelihood-ratio-orthogonal", "equilibrium-propagation-tied", "projection-alternating", "projection-difference",
-    "neuron-swarm-all", "no-prop-learned", "no-prop-prototype", "no-prop-ct-learned", "no-prop-fm-prototype", "dgl",
-    "infopro",
+    "neuron-swarm-all", "no-prop-ct", "no-prop-fm", "predsim", "no-prop-learned", "no-prop-prototype",
+    "no-prop-ct-learned", "no-prop-fm-prototype", "dgl", "infopro",
 }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ from sklearn.datasets import load_digits
 def pairs(*nets):
     """Return rules and networks to parametrise by: those that are alike on further networks with the slow tests."""
     return [
-        pytest.param(rule, net, marks=[pytest.mark.slow] * (rule in ALIKE and net not in ("mlp", "lenet")))
+        pytest.param(rule, net, marks=[pytest.mark.slow] * (rule in ALIKE and net != "mlp"))
         for rule in RULES
         for net in nets
         if takes(RULES[rule], network(net))
@@ -277,8 +277,8 @@ BUDGETS = {
 
 LONG = {
     "mono-forward-last", "forward-forward-one-pass", "forward-forward-hybrid", "forward-forward-hard",
-    "layer-collaboration", "cascaded-forward-dfa", "projection", "predsim", "infopro", "no-prop", "no-prop-ct",
-    "no-prop-fm",
+    "layer-collaboration", "cascaded-forward-dfa", "projection", "predsim", "infopro", "dgl", "no-prop", "no-prop-ct",
+    "no-prop-fm", "knowledge-accumulation",
 }  # fmt: skip
 
 

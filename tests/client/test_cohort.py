@@ -104,8 +104,13 @@ def assert_as_alone(trainer, members, todo=ASSIGNED, at_once=10):
 
 
 ON_MAPS = {"backprop", "mono-forward", "forward-forward", "dfa", "sign-symmetry", "pepita", "baffle"}  # others: slow
+LONG = ALIKE | {"projection"}
 RAGGED = [
-    pytest.param(name, net, marks=[pytest.mark.slow] * (name in ALIKE or (net == "lenet" and name not in ON_MAPS)))
+    pytest.param(
+        name,
+        net,
+        marks=[pytest.mark.slow] * (name in ALIKE | {"projection"} or (net == "lenet" and name not in ON_MAPS)),
+    )
     for name, rule in RULES.items()
     for net in ("mlp", "lenet")
     if takes(rule, network(net))

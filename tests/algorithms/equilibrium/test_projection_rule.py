@@ -231,6 +231,7 @@ def test_alternating_projections_store_activities_and_no_copies():
     assert grown(rule, 64, 64, size=64) - grown(rule, 64, 64) < 4 * 32 * 40 * (64 + 64 + 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["douglas-rachford", "difference-map"])
 def test_other_schemes_keep_two_copies_for_every_sample_and_unit_but_of_the_first_layer(scheme):
     rule = Projection(scheme=scheme, iterations=3)

@@ -220,6 +220,7 @@ def test_twice_the_depth_needs_no_more_activations(rule):
     assert len({Planner(net).step(rule, 32).parts["activations"] for net in nets}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [AugLocal(aux_depth=1), DGL(), PredSim(), InfoPro()], ids=lambda rule: rule.name)
 def test_twice_as_many_residual_blocks_need_no_more_activations(rule):
     shape = (1, 12, 12)

@@ -103,6 +103,7 @@ def test_a_schedule_falls_wherever_its_parameters_go():
         assert value.isfinite().all() and slope.max() <= 0
 
 
+@pytest.mark.slow
 def test_training_makes_the_loss_fall_and_inference_right_and_moves_the_schedule():
     state, fall, (first, last), inferred = train(NoPropCT(lr=0.01), 150)
     assert fall < 0.7 and first < 0.4 and min(last, inferred) > 0.85

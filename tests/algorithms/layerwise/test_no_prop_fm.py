@@ -67,6 +67,7 @@ def test_training_makes_the_loss_fall_and_inference_right():
     assert fall < 0.7 and first < 0.4 and min(last, inferred) > 0.85
 
 
+@pytest.mark.slow
 def test_the_class_that_the_flow_ends_in_keeps_learned_embeddings_apart(monkeypatch):
     def nearest():
         state, _, _, inferred = train(NoPropFM(lr=0.01, embedding="learned"), 120)

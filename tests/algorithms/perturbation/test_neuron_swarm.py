@@ -171,6 +171,7 @@ def test_swarms_are_three_copies_a_particle_and_a_search_needs_no_more_with_dept
     assert activations[0] == activations[1] == activations[2]
 
 
+@pytest.mark.slow
 def test_on_the_digits_it_reads_nine_in_ten_with_large_batches():
     rule = NeuronSwarm(neurons=0)
     net = Network(lambda: mlp(SHAPE, CLASSES, hidden=(16,)), SHAPE, CLASSES)
