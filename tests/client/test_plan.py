@@ -55,10 +55,10 @@ ALL = [
 ]
 
 
-SIZED = [  # single samples of convolutions, and batches of the largest network, with the slow tests
-    pytest.param(*row.values, size, marks=[*row.marks, *[pytest.mark.slow] * (row.values[1] == slow)])
+SIZED = [  # single samples of small networks, and batches of the largest, with the slow tests
+    pytest.param(*row.values, size, marks=[*row.marks, *[pytest.mark.slow] * (row.values[1] in slow)])
     for row in ALL
-    for size, slow in ((1, "lenet"), (32, "cnn"))
+    for size, slow in ((1, ("mlp", "lenet")), (32, ("cnn",)))
 ]
 
 
