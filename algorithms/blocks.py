@@ -9,6 +9,7 @@ from torch import nn
 
 # Layers that only reshape belong to the block that wants the new shape, so a hidden block's output keeps its map.
 RESHAPING = (nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # by the dimensions of a map, less one
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.LocalResponseNorm)
 
 

@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..blocks import NORMS, describe
+from ..blocks import CONVOLUTIONS, NORMS, describe
 from ..layers import Layer, functions_of
 from ..network import Network
 from ..rule import RuleError
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Way(NamedTuple):

@@ -18,10 +18,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ..blocks import CONVOLUTIONS
 from ..network import Network
 from ..residual import GroupNorm
 from ..rule import Batch, RuleError, Tensors, cross_entropy
-from .modules import CONVOLUTIONS, Isolated, Module, averaged, module, stretches
+from .modules import Isolated, Module, averaged, module, stretches
 
 
 @dataclass(frozen=True)

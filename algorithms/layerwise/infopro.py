@@ -20,10 +20,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ..blocks import CONVOLUTIONS
 from ..network import Network
 from ..residual import GroupNorm
 from ..rule import Batch, RuleError, Tensors, cross_entropy
-from .modules import CONVOLUTIONS, Isolated, Module, classifier, module, stretches
+from .modules import Isolated, Module, classifier, module, stretches
 
 UPSAMPLING = ("linear", "bilinear", "trilinear")  # by the dimensions of a map
 DECODER, FEATURES = 12, 128  # the paper's: channels in a decoder, units in a classifier and in a dense decoder

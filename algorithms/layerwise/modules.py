@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..blocks import NetworkError, describe
+from ..blocks import CONVOLUTIONS, NetworkError, describe
 from ..graph import gradients
 from ..network import Network
 from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_entropy
 from ..seeds import Purpose, integer_seed
 
 # By the number of dimensions of a map, less one.
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 

@@ -21,10 +21,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..blocks import CONVOLUTIONS
 from ..network import Network
 from ..rule import Batch, RuleError, Tensors, cross_entropy, onehot
 from .features import grid
-from .modules import CONVOLUTIONS, Isolated, Module, averaged, demand_hidden, module
+from .modules import Isolated, Module, averaged, demand_hidden, module
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,18 @@ def _memory(outlook: Outlook, each: bool) -> list[Column]:
     )
     return [
         ("peak", lambda row: format_bytes(row.plan.peak)),
-        ("× inf.", lambda row: f"{row.plan.peak / outlook.inference:.2f}"),
-        ("× BP", lambda row: f"{row.plan.peak / outlook.naive.peak:.2f}"),
+        ("× inf.", lambda row: _times(row.plan.peak / outlook.inference)),
+        ("× BP", lambda row: _times(row.plan.peak / outlook.naive.peak)),
         ("params", part("parameters")),
         *kept,
         ("batch", part("batch")),
         ("activ.", part("activations")),
     ]
+
+
+def _times(ratio: float) -> str:
+    """Return a ratio with two decimals, or from 10 on with as many as leave it three digits."""
+    return f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:.1f}" if ratio < 99.95 else f"{ratio:.0f}"
 
 
 def _costs(outlook: Outlook) -> list[Column]:

@@ -126,7 +126,7 @@ def test_flags_override_the_file(cli, no_report, tmp_path):
     ("words", "told"),
     [
         (["--rule", "bafle"], "did you mean baffle?"),
-        (["--model", "lenett"], "did you mean lenet"),
+        (["--model", "lenett"], "did you mean lenet or resnet?"),
         (["--strategy", "fedprx"], "did you mean fedprox"),
         (["--partition", "idd"], "did you mean iid"),
         (["--data", "digit"], "did you mean digits"),

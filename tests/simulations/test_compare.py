@@ -167,7 +167,7 @@ def test_what_cannot_be_trained_or_diverges_is_a_row_with_its_reason(cli, no_rep
         (["--for=dfa.epochs=0"], "--for dfa: epochs must be at least 1"),
         (["--for=dfa.epochs=two"], "--for dfa: epochs must be a whole number"),
         (["--set=rule.momntum=0.9"], "rule backprop: unknown option of rule 'momntum': did you mean momentum?"),
-        (["--model=lenett"], "did you mean lenet"),
+        (["--model=lenett"], "did you mean lenet or resnet?"),
         (["--data=digit"], "did you mean digits?"),
         (["--strategy=fedscalar"], "--for backprop.KEY=VALUE"),
         (["--rules=forward-forward", "--set=model.hidden=[9]"], "two hidden blocks or more"),

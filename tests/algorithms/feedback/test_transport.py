@@ -6,9 +6,10 @@ import torch
 from cases import NETS, SHAPE, assert_close, batch, double, leaves, network, nonuniform
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import Backprop, Batch, Network, RuleError, State
+from fedforward.algorithms.blocks import CONVOLUTIONS
 from fedforward.algorithms.feedback.fixed import uniform, xavier
 from fedforward.algorithms.feedback.transport import learn
-from fedforward.algorithms.feedback.ways import CONVOLUTIONS, check, ways
+from fedforward.algorithms.feedback.ways import check, ways
 from fedforward.algorithms.optimizer import made
 from torch import nn
 from torch.func import functional_call

@@ -114,7 +114,9 @@ def test_the_parts_of_a_batch_add_up_and_are_clipped_together(clip):
     assert_close(split.params, whole.params, atol=1e-12)
     assert_close(c._asdict(), a._asdict(), atol=1e-12)
     longest = max(float((whole.params[key] - p).norm()) for key, p in start.items())
-    assert longest > 0.03 if not clip else longest == pytest.approx(0.3 * clip)
+    free = descent(replace(rule, clip=0.0), net, copied(whole)._replace(params=start), b)
+    norm = max(float(g.norm()) for g in free.values())
+    assert norm > 2 * 0.05 and longest == pytest.approx(0.3 * (clip or norm))
 
 
 @pytest.mark.parametrize("changed, unmoved", [("2.linear.weight", ("0.", "1.")), ("0.feedback", ("0.l", "1.", "2."))])

@@ -70,11 +70,11 @@ def test_training_makes_the_loss_fall_and_inference_right():
 @pytest.mark.slow
 def test_the_class_that_the_flow_ends_in_keeps_learned_embeddings_apart(monkeypatch):
     def nearest():
-        state, _, _, inferred = train(NoPropFM(lr=0.01, embedding="learned"), 120)
+        state, _, _, inferred = train(NoPropFM(lr=0.01, embedding="learned"), 300)
         u = state.params["embedding"]
         return torch.cdist(u, u)[~torch.eye(10, dtype=torch.bool)].min(), inferred
 
     apart, right = nearest()
     monkeypatch.setattr(no_prop_fm, "cross_entropy", lambda scores, y, reduction: 0 * scores[:, 0])
     collapsed, chance = nearest()
-    assert apart > 2 * collapsed and right > 0.85 and right > chance + 0.03
+    assert apart > 2 * collapsed and right > 0.85 > chance
