@@ -245,13 +245,16 @@ def test_an_audit_finds_what_was_planned_and_changes_no_bit(rule, changes):
 @pytest.mark.parametrize("rule", mostly(name for name, rule in RULES.items() if not rule.unsplittable))
 def test_a_batch_in_parts_is_audited_too_and_learns_the_same(rule):
     rule = RULES[rule]
+    # What divides by little makes much of rounding: differences of losses by σ, Adam by the size of a gradient.
+    if hasattr(rule, "sigma") and isinstance(rule, ScalarRule):
+        rule = replace(rule, sigma=0.1)
+    if getattr(rule, "optimizer", None) == "adam":
+        rule = replace(rule, optimizer="sgd")
     whole, parts = fit(rule), fit(rule, trainer=audited(rule, micro_batch=3))
     assert parts.fit.micro_batch == 3
-    # A difference of float32 losses over σ is good to about 1e-4, and its direction is as long as the parameters.
-    tolerance = 2e-2 if isinstance(rule, ScalarRule) else 2e-4
     for key, p in whole.params.items():
-        torch.testing.assert_close(parts.params[key], p, rtol=0, atol=tolerance)
-    assert parts.loss == pytest.approx(whole.loss, abs=1e-4)
+        torch.testing.assert_close(parts.params[key], p, rtol=0, atol=1e-5)
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-5)
     # The feedback network of counter-current, 64-24-16-10 mirrored, runs on 10 classes once a part, forward and back:
     # in 2 epochs batches of 4, 4 and 2 are 4 parts more than batches.
     more = 4 * 2 * 2 * 10 * (64 * 24 + 24 * 16 + 16 * 10) if rule.name == "counter-current" else 0
