@@ -63,8 +63,8 @@ class PEPITA(GradientRule):
     learn in every step, not in epochs of their own.
 
     The terms of "time-local" nearly cancel, and the second is of changed weights, which pulls activity to 0 by lr²
-    where the signal moves it by lr · scale: it wants --set rule.scale=1.0, an lr near 0.01 and one hidden layer. It is
-    the weakest variant, and in a long run it may diverge.
+    where the signal moves it by lr · scale: it wants --set rule.scale=0.5, an lr near 0.01 and one wide hidden
+    layer. It is the weakest variant, and in a long run it may diverge.
 
     Attributes:
         variant: "hidden", "hebbian", "time-local" or "mem".

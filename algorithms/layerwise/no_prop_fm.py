@@ -3,8 +3,8 @@
 Q. Li, Y. W. Teh, R. Pascanu, "NoProp: Training Neural Networks without Back-propagation or Forward-propagation",
 arXiv 2503.24322, 2025. Each sample has a uniform time t of its own and a z_0 from N(0, 1); z_1 = u_y, its embedding:
 
-    z_t = t z_1 + (1 − t) z_0 + σ ε      L = ‖v(z_t, x, t) − (z_1 − z_0)‖²
-    learned embeddings: + CE(p(z_t + (1 − t) v), y),  p_c(z) ∝ exp(−½ ‖z − u_c‖²)
+    z_t = t z_1 + (1 − t) z_0 + σ ε      L = ‖v(z_t, x, t) − (z_1 − z_0)‖²/d
+    learned embeddings: + CE(softmax(W (z_t + (1 − t) v) + b), y)
 
 The second term reads the class where the flow would end: it keeps embeddings apart, which the first would have all one.
 Inference follows v from z_0 = 0 in T equal steps, and takes the class whose embedding is nearest.
@@ -24,7 +24,7 @@ from ..network import Network
 from ..noise import normals
 from ..repeats import alike
 from ..rule import Batch, RuleError, State, Stats, Tensors, onehot, stats_of
-from .denoising import Denoiser, Denoising, chance, embedded
+from .denoising import Denoiser, Denoising, applied, chance, embedded, label_layer
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class NoPropFM(Denoising):
     Departs from the paper: inference starts from z_0 = 0, the mean, so that it is a function of the model and x (one
     draw for all samples reads worse), and takes 20 steps, not 1,000. No batch normalisation; weight decay is 0 (see
     `no-prop`). Prototypes begin as noise, at right angles: the paper's are images of the training set, which no server
-    has. p is the posterior of embeddings with noise of variance 1, so that anchor and prediction are one.
+    has. The squared error is a mean over the d numbers: as a sum, it draws learned embeddings together faster than the
+    second term parts them.
 
     Attributes:
         steps: T, of inference.
@@ -73,8 +74,10 @@ class NoPropFM(Denoising):
         return Denoiser(net, self.size(net), self.width, self.size(net), self.embedding == "prototype", clock=True)
 
     def init(self, net: Network, seed: int) -> State:
-        """Return the network's parameters and, if learned, "embedding"."""
-        params = self.block(net).init(seed) | self.embeddings(net, seed)
+        """Return the network's parameters and, if learned, "embedding" and the layer "label"."""
+        params = self.block(net).init(seed)
+        if self.embedding != "one-hot":
+            params |= self.embeddings(net, seed) | label_layer(net.classes, self.size(net))
         return State(params, {}, self.slots(params))
 
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
@@ -95,9 +98,9 @@ class NoPropFM(Denoising):
         t, features = time[:, None], block.features(own, batch.x)
         z = t * u + (1 - t) * start + self.sigma * noise
         v = block.output(own, features, z, time)
-        losses = (v - (u - start)).square().sum(1)
+        losses = (v - (u - start)).square().mean(1)
         if "embedding" in own:
-            losses = losses + cross_entropy(nearness(z + (1 - t) * v, own), batch.y, reduction="none")
+            losses = losses + cross_entropy(applied(own, "label", z + (1 - t) * v), batch.y, reduction="none")
         return losses.dot(batch.share()), (losses.detach(), features.detach())
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:

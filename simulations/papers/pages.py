@@ -1,8 +1,9 @@
 """The rules' papers: what was published, beside what the same rule comes to here. A TOML file a rule.
 
 A page holds the claim and its source, the published test accuracy, in what our setting differs, and an experiment: all
-samples on one client ("central"), and the same on ten, IID ("federated"; a table of that name changes what it names,
-and `lines` says so if there is one of the two alone). A page is named after its rule, and further ones of it after the
+samples on one client ("central"), and the same on ten, IID, in a tenth of the batch each, so that ten take together the
+steps that one takes ("federated"; a table of that name changes what it names, and `lines` says so if there is one of the
+two alone). A page is named after its rule, and further ones of it after the
 data too. Lines are recorded runs: ours is the last accuracy in the run database, never a number in a file.
 """
 
@@ -80,7 +81,8 @@ def _read(path: Path, data_dir: Path | None) -> Page:
     asked, lines = values.pop("experiment"), {}
     own = values.pop("federated", {})
     for line, common in ((line, LINES[line]) for line in values.pop("lines", LINES)):
-        more = own if line == "federated" else {}
+        batch = asked.get("batch-size", Experiment.batch_size) // common["clients"]
+        more = {"batch-size": max(1, batch)} | (own if line == "federated" else {})
         options = {part: asked.get("set", {}).get(part, {}) | more.get("set", {}).get(part, {}) for part in PARTS}
         found = from_mapping(asked | common | more | {"name": f"{path.stem}-{line}", "set": options})
         local = data_dir / found.data if data_dir else None

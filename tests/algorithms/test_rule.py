@@ -258,17 +258,26 @@ BUDGETS = {
     "sign-symmetry": (SignSymmetry(), 4),
     "product-feedback-alignment": (ProductFeedbackAlignment(), 8),
     "pepita": (PEPITA(), 10),
+    "pepita-mirror": (PEPITA(mirror=0.05), 10),
+    "pepita-time-local": (PEPITA(variant="time-local", scale=0.5, lr=0.01, momentum=0.0, dropout=0.0), 30),
     "drtp": (DRTP(), 8),
     "target-projection": (TargetProjection(), 4),
     "predictive-coding": (PredictiveCoding(), 8),
+    "predictive-coding-prox": (PredictiveCoding(scheme="prox", lr=1.0), 8),
     "counter-current": (CounterCurrent(), 10),
     "aug-local": (AugLocal(), 4),
     "dgl": (DGL(), 4),
     "predsim": (PredSim(), 4),
     "infopro": (InfoPro(), 4),
     "no-prop": (NoProp(steps=5), 4),
+    "no-prop-learned": (NoProp(steps=5, embedding="learned"), 4),
+    "no-prop-prototype": (NoProp(steps=5, embedding="prototype"), 4),
     "no-prop-ct": (NoPropCT(lr=3e-3), 8),
+    "no-prop-ct-learned": (NoPropCT(lr=3e-3, embedding="learned"), 10),
+    "no-prop-ct-prototype": (NoPropCT(lr=3e-3, embedding="prototype"), 8),
     "no-prop-fm": (NoPropFM(lr=3e-3), 6),
+    "no-prop-fm-learned": (NoPropFM(lr=3e-3, embedding="learned"), 6),
+    "no-prop-fm-prototype": (NoPropFM(lr=3e-3, embedding="prototype"), 6),
     "knowledge-accumulation": (KnowledgeAccumulation(), 8),
     "equilibrium-propagation": (EquilibriumPropagation(), 6),
     "projection": (Projection(iterations=10), 1),
@@ -277,8 +286,10 @@ BUDGETS = {
 
 LONG = {
     "mono-forward-last", "forward-forward-one-pass", "forward-forward-hybrid", "forward-forward-hard",
-    "layer-collaboration", "cascaded-forward-dfa", "projection", "predsim", "infopro", "dgl", "no-prop", "no-prop-ct",
-    "no-prop-fm", "knowledge-accumulation",
+    "layer-collaboration", "cascaded-forward-dfa", "projection", "predsim", "infopro", "dgl", "pepita-mirror",
+    "pepita-time-local", "no-prop", "no-prop-learned", "no-prop-prototype", "no-prop-ct", "no-prop-ct-learned",
+    "no-prop-ct-prototype", "no-prop-fm", "no-prop-fm-learned", "no-prop-fm-prototype", "knowledge-accumulation",
+    "predictive-coding-prox",
 }  # fmt: skip
 
 
@@ -286,7 +297,8 @@ LONG = {
 def test_every_dense_rule_reads_nine_digits_in_ten(case):
     rule, epochs = BUDGETS[case]
     activation = {"drtp": "tanh", "counter-current": "elu"}.get(case, "relu")
-    net = Network(lambda: mlp(SHAPE, CLASSES, activation=activation), SHAPE, CLASSES)
+    hidden = (1024,) if case == "pepita-time-local" else (128, 128)
+    net = Network(lambda: mlp(SHAPE, CLASSES, hidden=hidden, activation=activation), SHAPE, CLASSES)
     x, y = (torch.from_numpy(a) for a in load_digits(return_X_y=True))
     x, rng, place = x.float().view(-1, *SHAPE) / 16, np.random.default_rng(0), 0
     train, test = torch.from_numpy(rng.permutation(len(y))).split([1437, 360])

@@ -27,9 +27,10 @@ def losses(net, params, b, sigma=0.1):
         start, noise = (normals(draws, stream, len(u), torch.float64)[0] for stream in (1, 2))
         z = t * u + (1 - t) * start + sigma * noise
         v = output(net, params, x, z[None], t)[0]
-        loss = ((v - (u - start)) ** 2).sum()
+        loss = ((v - (u - start)) ** 2).mean()
         if "embedding" in params:
-            loss = loss - far(net, params, z + (1 - t) * v).log_softmax(0)[y]
+            end = z + (1 - t) * v
+            loss = loss - (params["label.weight"] @ end + params["label.bias"]).log_softmax(0)[y]
         found.append(loss)
     return torch.stack(found)
 
@@ -39,6 +40,8 @@ def losses(net, params, b, sigma=0.1):
 def test_one_step_subtracts_the_gradient_of_the_whole_loss(name, embedding):
     rule, net = replace(RULE, embedding=embedding, sigma=0.4), network(name)
     state, b = double(rule.init(net, seed=1)), nonuniform(batch(rule, 5))
+    for key in state.params.keys() & {"label.weight"}:
+        state.params[key].add_(torch.rand_like(state.params[key]))
     params = leaves(state.params)
     each = losses(net, params, b, 0.4)
     truth = gradients(each.dot(b.weight) / b.weight.sum(), params)
