@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .algorithms.directions import stream_hash
 from .algorithms.replica import FINGERPRINT, Answer, ScalarRound
-from .algorithms.rule import ScalarRule, Tensors
+from .algorithms.rule import Tensors
+from .algorithms.scalar_rule import ScalarRule
 
 UNSAID = bytes(FINGERPRINT)  # in place of a fingerprint: the answer was found in the server's own process
 _CHECK = Struct("<I")

@@ -45,7 +45,8 @@ from .perturbation.spsa import SPSA
 from .perturbation.zo_adam import ZOAdam
 from .perturbation.zo_conserve import ZOConserve
 from .perturbation.zo_sign import ZOSign
-from .rule import Batch, GradientRule, Rule, RuleError, ScalarRule, State, Stats
+from .rule import Batch, GradientRule, Rule, RuleError, State, Stats
+from .scalar_rule import ScalarRule
 
 RULES: dict[str, type[Rule]] = {
     rule.name: rule

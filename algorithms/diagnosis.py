@@ -23,7 +23,8 @@ from torch import Tensor
 
 from .graph import gradients
 from .network import Network
-from .rule import Batch, Rule, State, Tensors, cross_entropy
+from .rule import Batch, Rule, State, Tensors
+from .softmax import cross_entropy
 
 
 class Diagnosis(NamedTuple):

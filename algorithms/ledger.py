@@ -24,7 +24,8 @@ from torch import Tensor
 from .directions import Directions
 
 if TYPE_CHECKING:
-    from .rule import ScalarRule, State, Tensors
+    from .rule import State, Tensors
+    from .scalar_rule import ScalarRule
 
 _HEAD = Struct("<Idd")  # base, c, p
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .directions import SHARED
 from .ledger import Ledger
-from .rule import ScalarRule, State, Tensors
+from .rule import State, Tensors
+from .scalar_rule import ScalarRule
 from .seeds import Place
 
 FINGERPRINT = 8  # bytes

@@ -25,7 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ..algorithms.directions import Directions
 from ..algorithms.network import Network
 from ..algorithms.projection import basis, encode
-from ..algorithms.rule import Batch, Rule, RuleError, ScalarRule, State, Stats, Tensors
+from ..algorithms.rule import Batch, Rule, RuleError, State, Stats, Tensors
+from ..algorithms.scalar_rule import ScalarRule
 from ..algorithms.seeds import Place
 from .audit import AuditFailed
 from .fitting import Fit, OverBudget

@@ -20,7 +20,8 @@ from ..algorithms.directions import Directions, Part
 from ..algorithms.network import Network
 from ..algorithms.projection import basis, encode
 from ..algorithms.repeats import watched
-from ..algorithms.rule import Batch, Rule, ScalarRule, State, Tensors
+from ..algorithms.rule import Batch, Rule, State, Tensors
+from ..algorithms.scalar_rule import ScalarRule
 from ..algorithms.seeds import Place
 from .memory import PeakMemory
 from .step import accumulators, load_parts, residents, score, take_step

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..algorithms.network import Network
-from ..algorithms.rule import Batch, GradientRule, Rule, ScalarRule, State, Stats, Tensors
+from ..algorithms.rule import Batch, GradientRule, Rule, State, Stats, Tensors
+from ..algorithms.scalar_rule import ScalarRule
 from .memory import PeakMemory
 
 Load = Callable[[Any], tuple[Tensor, Tensor]]  # rows -> inputs (B, *shape), labels (B,)

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..algorithms.network import Network
 from ..algorithms.projection import basis, encode
 from ..algorithms.replica import Replica
-from ..algorithms.rule import Batch, Rule, RuleError, ScalarRule, State, Stats, Tensors
+from ..algorithms.rule import Batch, Rule, RuleError, State, Stats, Tensors
+from ..algorithms.scalar_rule import ScalarRule
 from ..algorithms.seeds import Place, Purpose, generator
 from .audit import Audit
 from .fitting import Fit, OverBudget, evaluation_batch, fit

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import message_bytes, protocol
 from ..algorithms.replica import Answer, Replica, ScalarRound
-from ..algorithms.rule import ScalarRule, Tensors
+from ..algorithms.rule import Tensors
+from ..algorithms.scalar_rule import ScalarRule
 from ..scalar_wire import Terms, encode_news, encode_round
 
 UNKNOWN = -1  # the round whose model a client holds, if it holds none

@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from ..network import Network, Pull
 from ..optimizer import made
-from ..rule import Batch, State, Stats, softmax_error_and_stats
+from ..rule import Batch, State, Stats
+from ..softmax import softmax_error_and_stats
 from .blockwise import Tensors, pull_back
 from .sgd import Backprop
 

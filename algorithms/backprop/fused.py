@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..network import Network
-from ..rule import Batch, State, Stats, softmax_error_and_stats
+from ..rule import Batch, State, Stats
+from ..softmax import softmax_error_and_stats
 from .blockwise import pull_back
 from .sgd import Backprop
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..graph import gradients
 from ..network import Network
-from ..rule import Batch, RuleError, State, Stats, cross_entropy
+from ..rule import Batch, RuleError, State, Stats
+from ..softmax import cross_entropy
 from .sgd import Backprop
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from ..graph import gradients
 from ..network import Network
-from ..rule import Batch, GradientRule, State, Stats, cross_entropy
+from ..rule import Batch, GradientRule, State, Stats
+from ..softmax import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,3 @@ class Backprop(GradientRule):
         grads, stats = gradients(objective, state.params)
         self.update(state, grads, lr)
         return stats
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)

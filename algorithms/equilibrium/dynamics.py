@@ -21,7 +21,8 @@ from ..batched import add_product, linear
 from ..feedback.mirrors import weight
 from ..network import ACTIVATIONS, Network
 from ..repeats import alike
-from ..rule import Batch, Tensors, softmax_error
+from ..rule import Batch, Tensors
+from ..softmax import softmax_error
 
 
 def bias(net: Network, i: int) -> str:

@@ -31,8 +31,9 @@ from ..feedback.fixed import uniform
 from ..feedback.mirrors import weight
 from ..network import Gradients, Network
 from ..optimizer import Product, add
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, softmax_error_and_stats
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
 from ..seeds import Purpose, generator
+from ..softmax import softmax_error_and_stats
 from .dynamics import back, bias, rest, settle, vectors
 
 SMALLEST = 1e-4  # β

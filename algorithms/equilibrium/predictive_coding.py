@@ -28,7 +28,8 @@ from ..graph import pullback
 from ..network import Network
 from ..optimizer import Gradient
 from ..repeats import alike
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_entropy_stats, softmax_error
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
+from ..softmax import cross_entropy_stats, softmax_error
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,6 @@ class PredictiveCoding(GradientRule):
         """Return n (..., B) of the inputs x of block i."""
         reads = max(p.shape[2:].numel() for p in net.blocks[i].parameters())
         return reads * x.square().sum(tuple(range(batch.weight.dim(), x.dim()))) + (1 + self.epsilon)
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)
 
 
 def pull_input(net: Network, i: int, params: Tensors, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

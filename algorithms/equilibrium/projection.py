@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..network import Network
 from ..repeats import alike
-from ..rule import Batch, Rule, RuleError, State, Stats, cross_entropy_stats, onehot
+from ..rule import Batch, Rule, RuleError, State, Stats
+from ..softmax import cross_entropy_stats, onehot
 from .constraints import STRONGEST, dot_multiplier, project_margin, project_sum, prox_cross_entropy
 from .copies import Agreed, Known, Own
 
@@ -113,10 +114,6 @@ class Projection(Rule):
                 p = state.params[key]
                 p.add_(part * (new - p))
         return stats
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)
 
 
 class Way(NamedTuple):

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ..network import Network
 from ..noise import normals, seeds
-from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error_and_stats
+from ..rule import Batch, GradientRule, RuleError, State, Stats
 from ..seeds import Place
+from ..softmax import softmax_error_and_stats
 from .fixed import KINDS, feedback_of, feedbacks
 
 
@@ -111,10 +112,6 @@ class DFA(GradientRule):
             noise *= self.noise * projected.square().mean(-1, keepdim=True).sqrt_()
             projected += noise
         return projected
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)
 
 
 def _ternary(error: Tensor, threshold: float) -> Tensor:

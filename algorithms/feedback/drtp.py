@@ -15,10 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from ..network import Network
-from ..rule import Batch, GradientRule, State, Stats, softmax_error_and_stats
+from ..rule import Batch, GradientRule, State, Stats
+from ..softmax import softmax_error_and_stats
 from .fixed import feedback_of, feedbacks
 
 
@@ -80,7 +79,3 @@ class DRTP(GradientRule):
         error, stats = softmax_error_and_stats(x, batch)
         self.update(state, pull(error), lr)
         return stats
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)

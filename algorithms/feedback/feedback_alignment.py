@@ -92,7 +92,3 @@ class FeedbackAlignment(GradientRule):
             return state.fixed[f"{i}.feedback"]
         shape = ways(net)[i].layer.weight.shape
         return remade(state.fixed["seed"], i, shape, 3**0.5 * xavier(shape), dtype)
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)

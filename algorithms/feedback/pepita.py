@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ..network import Gradients, Network
 from ..noise import seeds
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_entropy_stats
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
 from ..seeds import Place
+from ..softmax import cross_entropy_stats
 from .correlation import Correlate, added, correlation, portions
 from .dropout import thinned
 from .fixed import feedback, kept_seed, remade
@@ -207,7 +208,3 @@ class PEPITA(GradientRule):
     def _thinned(self, a: Tensor, batch: Batch, i: int) -> Tensor:
         """Return block i's output without the units that this step leaves out."""
         return thinned(a, batch.draws, i, self.dropout) if self.dropout else a
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)

@@ -134,10 +134,6 @@ class ProductFeedbackAlignment(GradientRule):
 
         return learn(net, state, batch, send, update)
 
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)
-
 
 def mixed(crossing: Crossing, feedback: Tensor) -> Tensor:
     """Return m = g B, (B, r n, ...); of a map that is a convolution of 1×1."""

@@ -116,10 +116,6 @@ class SignSymmetry(GradientRule):
             return signs.mul_(xavier(shape))
         return signs.mul_(magnitudes(batch.draws[..., 0], i, shape, signs.dtype))
 
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)
-
 
 def magnitudes(seed: Tensor, i: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return M of block i, uniform in (0, √3 σ), from one seed (), or from one a replica."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error_and_stats
+from ..rule import Batch, GradientRule, RuleError, State, Stats
+from ..softmax import softmax_error_and_stats
 from .correlation import portions
 from .fixed import feedback, kept_seed, remade
 
@@ -99,7 +100,3 @@ class TargetProjection(GradientRule):
         if self.loss == "l1":
             signal.sign_()
         return signal.mul_(portions(share, a))
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)

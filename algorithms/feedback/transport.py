@@ -18,7 +18,8 @@ from ..graph import pullback
 from ..layers import Layer
 from ..network import Gradients, Network
 from ..optimizer import Gradient, Product
-from ..rule import Batch, State, Stats, Tensors, softmax_error_and_stats
+from ..rule import Batch, State, Stats, Tensors
+from ..softmax import softmax_error_and_stats
 from .ways import ways
 
 

@@ -21,8 +21,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, RuleError, Tensors, cross_entropy
-from .modules import Isolated, Module, copied, demand_hidden, drawn, module
+from ..rule import Batch, RuleError, Tensors
+from ..softmax import cross_entropy
+from .auxiliary import copied, drawn
+from .modules import Isolated, Module, demand_hidden, module
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from torch import Tensor
 from ..feedback.dfa import DFA
 from ..network import Network
 from ..optimizer import Gradient, Product, add
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_entropy_stats, onehot, softmax_error
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
+from ..softmax import cross_entropy_stats, onehot, softmax_error
 from .features import features_of, grid, sparsemax
 
 CHOICES = {"blocks": ("random", "dfa"), "predictor": ("ce", "sparsemax", "closed")}

@@ -24,8 +24,9 @@ from ..blocks import describe
 from ..graph import pullback
 from ..network import Network
 from ..optimizer import Gradient, made
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, onehot, softmax_error_and_stats
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
 from ..seeds import Purpose, generator
+from ..softmax import onehot, softmax_error_and_stats
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,6 @@ class CounterCurrent(GradientRule):
             b, pull = pullback(lambda own, b, act=act, key=key: act(b @ own[key].T), {key: params[key]}, b, False)
             levels.append((b, pull))
         return levels
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the forward network's output (B, classes)."""
-        return net.forward(state.params, x)
 
 
 def activation(net: Network, i: int) -> nn.Module | None:

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from ..blocks import CONVOLUTIONS
 from ..network import Network
 from ..residual import GroupNorm
-from ..rule import Batch, RuleError, Tensors, cross_entropy
-from .modules import Isolated, Module, averaged, module, stretches
+from ..rule import Batch, Tensors
+from ..softmax import cross_entropy
+from .auxiliary import averaged
+from .modules import Isolated, Module, module, stretches
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,6 @@ class DGL(Isolated):
     lr: float = 0.05
     momentum: float = 0.9
     local_modules: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.local_modules < 0 or self.local_modules == 1:
-            raise RuleError("dgl needs rule.local_modules of 2 or more, or 0 for one a hidden block")
 
     def cut(self, net: Network) -> Iterator[Module]:
         """Yield K modules, each but the last with a classifier."""

@@ -28,14 +28,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..network import Network
-from ..noise import seeds
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, softmax_error
-from ..seeds import Place, Purpose, generator
-from .goodness import PEER_START, add_peer_term, embed, neutral_activity, normalise_
-from .negatives import hard_offsets, hybrids
-
-NEGATIVES = ("label", "hybrid", "hard")
-BOUNDED = (torch.nn.Tanh, torch.nn.Sigmoid, torch.nn.Softsign)
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
+from ..seeds import Place
+from ..softmax import softmax_error
+from .goodness import add_peer_term, demand_goodness, embed, initial, neutral_activity, normalise_
+from .negatives import NEGATIVES, chances, demand_room, hard_offsets, hybrids
 
 
 @dataclass(frozen=True)
@@ -103,48 +100,16 @@ class ForwardForward(GradientRule):
 
     def check(self, net: Network) -> None:
         """Demand two hidden blocks (the first one's goodness is not counted) and room for the label."""
-        if len(net.hidden) < 2:
-            raise RuleError(
-                f"{self.name} needs two hidden blocks or more, and this model has {len(net.hidden)}:"
-                " add a layer before the output"
-            )
-        bounded = [i for i in net.hidden if any(isinstance(m, BOUNDED) for m in net.blocks[i].modules())]
-        if bounded:
-            raise RuleError(
-                f"{self.name} wants a mean square activity of 1 for right labels, which tanh and sigmoid cannot"
-                " reach: use --set model.activation=relu"
-            )
-        if self.negatives == "hybrid":
-            if len(net.shape) < 2:
-                raise RuleError("hybrids want samples with neighbours, (channels, ...): use rule.negatives=label")
-        elif torch.Size(net.shape).numel() <= net.classes:
-            raise RuleError(
-                f"{self.name} writes the label into the first {net.classes} inputs, and there are only"
-                f" {torch.Size(net.shape).numel()}"
-            )
+        demand_goodness(net, self.name)
+        demand_room(self.negatives, net)
 
     def draw(self, place: Place, batch_size: int, classes: int) -> Tensor:
-        """Return offsets (B,) in 1 … C − 1 that turn right labels into wrong ones, uniformly.
-
-        For hard labels, numbers (B,) in [0, 1); for hybrids, a seed (B,) for each.
-        """
-        if self.negatives == "hybrid":
-            return seeds(place, batch_size)
-        rng = generator(place.seed, Purpose.RULE, place.round, place.client, place.step)
-        if self.negatives == "hard":
-            return torch.from_numpy(rng.random(batch_size, dtype="float32"))
-        return torch.from_numpy(rng.integers(1, classes, batch_size))
+        """Return what the negatives of a batch are made of."""
+        return chances(self.negatives, place, batch_size, classes)
 
     def init(self, net: Network, seed: int) -> State:
         """Return weights N(0, 1/n_out), zero biases, unit norms, and running means "{l}.mean" of the hidden blocks."""
-        template, params = net.init(seed), {}
-        for i in net.hidden:
-            for j, key in enumerate(net.keys(i)):
-                params[key] = template[key].zero_() if key.endswith("bias") else template[key]
-                if template[key].dim() > 1:
-                    draws = generator(seed, Purpose.INIT, i, j).standard_normal(template[key].shape)
-                    params[key] = torch.from_numpy(draws / template[key].shape[0] ** 0.5).to(template[key].dtype)
-            params[f"{i}.mean"] = torch.full(net.sizes[i], PEER_START).flatten()
+        params = initial(net, seed)
         if self.reads_out:
             width = sum(torch.Size(net.sizes[i]).numel() for i in net.hidden[1:])
             params["readout.weight"] = torch.zeros(net.classes, width)

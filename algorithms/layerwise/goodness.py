@@ -1,4 +1,4 @@
-"""What a layer that learns by goodness sees, and what keeps its units from falling silent."""
+"""What a layer that learns by goodness begins from and sees, and what keeps its units from falling silent."""
 
 from __future__ import annotations
 
@@ -9,9 +9,39 @@ from torch import Tensor
 
 from ..network import Network
 from ..optimizer import Product, add
-from ..rule import Tensors, onehot
+from ..rule import RuleError, Tensors
+from ..seeds import Purpose, generator
+from ..softmax import onehot
 
 PEER_MOMENTUM, PEER_START = 0.9, 0.5
+BOUNDED = (torch.nn.Tanh, torch.nn.Sigmoid, torch.nn.Softsign)
+
+
+def demand_goodness(net: Network, rule: str) -> None:
+    """Refuse a network of one hidden block, or of activities that are too small, in the name of a rule."""
+    if len(net.hidden) < 2:
+        raise RuleError(
+            f"{rule} needs two hidden blocks or more, and this model has {len(net.hidden)}: add a layer before the"
+            " output"
+        )
+    if any(isinstance(m, BOUNDED) for i in net.hidden for m in net.blocks[i].modules()):
+        raise RuleError(
+            f"{rule} wants a mean square activity of 1 for right labels, which tanh and sigmoid cannot reach: use"
+            " --set model.activation=relu"
+        )
+
+
+def initial(net: Network, seed: int) -> Tensors:
+    """Return the hidden blocks' weights N(0, 1/n_out), zero biases, unit norms, and running means "{l}.mean"."""
+    template, params = net.init(seed), {}
+    for i in net.hidden:
+        for j, key in enumerate(net.keys(i)):
+            params[key] = template[key].zero_() if key.endswith("bias") else template[key]
+            if template[key].dim() > 1:
+                draws = generator(seed, Purpose.INIT, i, j).standard_normal(template[key].shape)
+                params[key] = torch.from_numpy(draws / template[key].shape[0] ** 0.5).to(template[key].dtype)
+        params[f"{i}.mean"] = torch.full(net.sizes[i], PEER_START).flatten()
+    return params
 
 
 def add_peer_term(gradient: Tensor, activity: Tensor, mean: Tensor, share: Tensor, weight: float) -> None:

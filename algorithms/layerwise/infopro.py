@@ -23,8 +23,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ..blocks import CONVOLUTIONS
 from ..network import Network
 from ..residual import GroupNorm
-from ..rule import Batch, RuleError, Tensors, cross_entropy
-from .modules import Isolated, Module, classifier, module, stretches
+from ..rule import Batch, RuleError, Tensors
+from ..softmax import cross_entropy
+from .auxiliary import classifier
+from .modules import Isolated, Module, module, stretches
 
 UPSAMPLING = ("linear", "bilinear", "trilinear")  # by the dimensions of a map
 DECODER, FEATURES = 12, 128  # the paper's: channels in a decoder, units in a classifier and in a dense decoder
@@ -69,8 +71,6 @@ class InfoPro(Isolated):
         super().__post_init__()
         if min(self.ixx_1, self.ixy_1, self.ixx_2, self.ixy_2) < 0:
             raise RuleError("infopro needs rule.ixx_1, ixy_1, ixx_2 and ixy_2 ≥ 0")
-        if self.local_modules < 0 or self.local_modules == 1:
-            raise RuleError("infopro needs rule.local_modules of 2 or more, or 0 for one a hidden block")
 
     def cut(self, net: Network) -> Iterator[Module]:
         """Yield K modules, each but the last with a decoder and a classifier."""

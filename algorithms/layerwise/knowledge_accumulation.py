@@ -29,7 +29,8 @@ from ..feedback.mirrors import weight
 from ..network import Network
 from ..optimizer import Product, add
 from ..repeats import alike
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, softmax_error_and_stats
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
+from ..softmax import softmax_error_and_stats
 
 
 @dataclass(frozen=True)

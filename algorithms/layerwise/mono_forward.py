@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..network import Network
 from ..optimizer import Product
-from ..rule import Batch, GradientRule, RuleError, State, Stats, cross_entropy_stats, softmax_error
+from ..rule import Batch, GradientRule, RuleError, State, Stats
 from ..seeds import Purpose, generator
+from ..softmax import cross_entropy_stats, softmax_error
 
 
 @dataclass(frozen=True)

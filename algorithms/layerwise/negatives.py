@@ -9,9 +9,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..noise import signs, words
+from ..network import Network
+from ..noise import seeds, signs, words
+from ..rule import RuleError
+from ..seeds import Place, Purpose, generator
 
+NEGATIVES = ("label", "hybrid", "hard")
 BLURS = 6  # of a mask
+
+
+def demand_room(negatives: str, net: Network) -> None:
+    """Refuse a network whose inputs have no room for a label, or of which no hybrids can be made."""
+    inputs = torch.Size(net.shape).numel()
+    if negatives == "hybrid":
+        if len(net.shape) < 2:
+            raise RuleError("hybrids want samples with neighbours, (channels, ...): use rule.negatives=label")
+    elif inputs <= net.classes:
+        raise RuleError(f"the label is written into the first {net.classes} inputs, and there are only {inputs}")
+
+
+def chances(negatives: str, place: Place, batch_size: int, classes: int) -> Tensor:
+    """Return what a batch's negatives are made of, one a sample (B,).
+
+    Of labels, offsets in 1 … C − 1 that turn right ones into wrong ones, uniformly; of hard ones, numbers in [0, 1); of
+    hybrids, seeds.
+    """
+    if negatives == "hybrid":
+        return seeds(place, batch_size)
+    rng = generator(place.seed, Purpose.RULE, place.round, place.client, place.step)
+    if negatives == "hard":
+        return torch.from_numpy(rng.random(batch_size, dtype="float32"))
+    return torch.from_numpy(rng.integers(1, classes, batch_size))
 
 
 def hard_offsets(scores: Tensor, y: Tensor, uniform: Tensor) -> Tensor:

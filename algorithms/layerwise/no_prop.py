@@ -24,8 +24,9 @@ from ..graph import gradients
 from ..network import Network
 from ..noise import normals
 from ..repeats import alike
-from ..rule import Batch, RuleError, State, Stats, Tensors, onehot, stats_of
+from ..rule import Batch, RuleError, State, Stats, Tensors
 from ..seeds import Purpose, integer_seed
+from ..softmax import onehot, stats_of
 from .denoising import Denoiser, Denoising, applied, embedded, ends, label_layer, noised, onward, squared_error
 
 

@@ -23,7 +23,8 @@ from ..graph import gradients
 from ..network import Network
 from ..noise import normals
 from ..repeats import alike
-from ..rule import Batch, RuleError, State, Stats, Tensors, onehot, stats_of
+from ..rule import Batch, RuleError, State, Stats, Tensors
+from ..softmax import onehot, stats_of
 from .denoising import Denoiser, Denoising, applied, chance, embedded, label_layer
 
 

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from ..blocks import CONVOLUTIONS
 from ..network import Network
-from ..rule import Batch, RuleError, Tensors, cross_entropy, onehot
+from ..rule import Batch, RuleError, Tensors
+from ..softmax import cross_entropy, onehot
+from .auxiliary import averaged
 from .features import grid
-from .modules import Isolated, Module, averaged, demand_hidden, module
+from .modules import Isolated, Module, demand_hidden, module
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, RuleError, ScalarRule, State, Stats
+from ..rule import Batch, RuleError, State, Stats
+from ..scalar_rule import ScalarRule
 from .losses import loss_at, losses_along
 
 

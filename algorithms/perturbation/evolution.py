@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, RuleError, ScalarRule, State, Stats
+from ..rule import Batch, RuleError, State, Stats
+from ..scalar_rule import ScalarRule
 from .losses import losses_along
 
 

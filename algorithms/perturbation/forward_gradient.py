@@ -27,7 +27,9 @@ from torch import Tensor
 
 from ..directions import Directions, Layout, layout_of
 from ..network import Network
-from ..rule import Batch, RuleError, ScalarRule, State, Stats, Tensors, softmax_error_and_stats
+from ..rule import Batch, RuleError, State, Stats, Tensors
+from ..scalar_rule import ScalarRule
+from ..softmax import softmax_error_and_stats
 from .losses import batched
 
 

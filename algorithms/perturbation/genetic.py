@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from ..rule import Batch, ScalarRule, State, Stats
+from ..rule import Batch, State, Stats
+from ..scalar_rule import ScalarRule
 from .losses import loss_at, losses_along
 
 

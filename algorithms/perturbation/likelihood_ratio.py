@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..network import Network
 from ..noise import normals, seeds
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors, cross_entropy_stats
+from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
 from ..seeds import Place
+from ..softmax import cross_entropy_stats
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,6 @@ class LikelihoodRatio(GradientRule):
                 if r % width == 0:
                     group.clear()
                 yield _turned(normals(seeds, stream, width, dtype), group, keep=r + 1 < self.directions)
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)
 
 
 def _turned(noise: Tensor, group: list[Tensor], *, keep: bool) -> Tensor:

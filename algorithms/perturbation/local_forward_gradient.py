@@ -24,8 +24,9 @@ from ..layerwise.mono_forward import pool, spread
 from ..network import Network
 from ..noise import seeds, signs
 from ..optimizer import Product
-from ..rule import Batch, GradientRule, RuleError, State, Stats, softmax_error, softmax_error_and_stats
+from ..rule import Batch, GradientRule, RuleError, State, Stats
 from ..seeds import Place, Purpose, generator
+from ..softmax import softmax_error, softmax_error_and_stats
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,6 @@ class LocalForwardGradient(GradientRule):
             guess += u.mul_(slope / self.directions)
             del u, slope
         return guess
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)
 
 
 def _ends_in_relu(net: Network, i: int) -> bool:

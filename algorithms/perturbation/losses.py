@@ -23,8 +23,10 @@ from torch.func import vmap
 
 from ..directions import Directions
 from ..network import Network
-from ..rule import Batch, RuleError, ScalarRule, Stats, Tensors, cross_entropy
+from ..rule import Batch, RuleError, Stats, Tensors
+from ..scalar_rule import ScalarRule
 from ..seeds import Purpose
+from ..softmax import cross_entropy
 
 LEVELS = 65536  # a mask's bit is drawn from 16 random ones
 

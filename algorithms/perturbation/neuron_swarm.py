@@ -22,8 +22,9 @@ from ..batched import linear
 from ..network import ACTIVATIONS, Network
 from ..noise import seeds, uniforms, words
 from ..repeats import alike
-from ..rule import Batch, Rule, RuleError, State, Stats, Tensors, cross_entropy_stats
+from ..rule import Batch, Rule, RuleError, State, Stats, Tensors
 from ..seeds import Place, Purpose, generator
+from ..softmax import cross_entropy_stats
 
 ROUNDING = 16  # units in the last place, within which losses are the same: then nothing moves, or the first wins
 SWARM = ("places", "velocities", "bests")
@@ -167,10 +168,6 @@ class NeuronSwarm(Rule):
             y = y.view(*da.shape, -1)
         wanted = batch.y[:, None, None].expand(*da.shape, 1)
         return (y.log_softmax(-1).gather(-1, wanted).squeeze(-1) * -batch.share()[:, None]).sum(0)
-
-    def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
-        """Return the network's output (B, classes)."""
-        return net.forward(state.params, x)
 
 
 def _sums(net: Network, params: Tensors, i: int, x: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from torch import Tensor
 from ... import protocol
 from ...algorithms import LADDER
 from ...algorithms.replica import Answer, Replica, ScalarRound, fingerprint, passed_on, shared
-from ...algorithms.rule import RuleError, ScalarRule, Tensors
+from ...algorithms.rule import RuleError, Tensors
+from ...algorithms.scalar_rule import ScalarRule
 from ...scalar_wire import UNSAID, Garbled
 from ..scalars import UNKNOWN, History, average, krum, median, most_worth_telling, trimmed
 

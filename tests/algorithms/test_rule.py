@@ -59,8 +59,8 @@ from fedforward.algorithms import (
     TargetProjection,
 )
 from fedforward.algorithms.models import mlp
-from fedforward.algorithms.rule import cross_entropy, softmax_error
 from fedforward.algorithms.seeds import Place
+from fedforward.algorithms.softmax import cross_entropy, softmax_error
 from sklearn.datasets import load_digits
 
 

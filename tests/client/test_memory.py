@@ -9,7 +9,7 @@ import torch
 from cases import NETS, RULES, batch, leaves, mostly, network, taken
 from fedforward.algorithms import MODELS, Backprop, Batch, ForwardForward, MonoForward, Network
 from fedforward.algorithms.models import mlp
-from fedforward.algorithms.rule import cross_entropy
+from fedforward.algorithms.softmax import cross_entropy
 from fedforward.client.memory import PeakMemory
 from fedforward.client.plan import Planner
 

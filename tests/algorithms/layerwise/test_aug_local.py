@@ -8,7 +8,7 @@ import torch
 from cases import CLASSES, SHAPE, network
 from fedforward.algorithms import Backprop, Network
 from fedforward.algorithms.layerwise.aug_local import AugLocal
-from fedforward.algorithms.layerwise.modules import copied, drawn, rebuilt
+from fedforward.algorithms.layerwise.auxiliary import copied, drawn, rebuilt
 from fedforward.algorithms.models import resnet
 from fedforward.algorithms.residual import Residual
 from fedforward.client.plan import Planner

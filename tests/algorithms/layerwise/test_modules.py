@@ -264,7 +264,7 @@ def test_impossible_settings_are_refused():
         partial(PredSim, dim_in_decoder=0),
     ):  # fmt: skip
         with pytest.raises(RuleError, match=r"needs .*rule\."):
-            wrong()
+            wrong().check(network("cnn-group"))
 
 
 class Odd(nn.Module):

@@ -6,7 +6,7 @@ from cases import CLASSES, SHAPE, assert_close, batch, copied, double, network, 
 from fedforward.algorithms import Network
 from fedforward.algorithms.layerwise.predsim import Deviation, PredSim, decoder, similarity
 from fedforward.algorithms.models import mlp
-from fedforward.algorithms.rule import onehot
+from fedforward.algorithms.softmax import onehot
 from fedforward.client.plan import Planner
 
 
