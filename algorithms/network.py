@@ -46,15 +46,21 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[T
 class Dense(NamedTuple):
     """What is to be known of a block that is [Flatten] Linear [activation]."""
 
-    linear: str  # name of the layer
     activation: type[nn.Module]
     weight: str  # keys
-    bias: str
+    bias: str  # which need not be there
 
+    def vectors(self, params: Tensors, x: Tensor) -> Tensor:
+        """Return samples x (B, ...) as vectors; of replicas side by side they are."""
+        return x if x.dim() == params[self.weight].dim() else x.flatten(1)
 
-def _flat(x: Tensor, weight: Tensor) -> Tensor:
-    """Return samples as vectors for a linear layer of this weight; of replicas side by side they are."""
-    return x if x.dim() == weight.dim() else x.flatten(1)
+    def affine(self, params: Tensors, x: Tensor) -> Tensor:
+        """Return x Wᵀ + b (B, n), which the block's activation is taken of."""
+        return linear(self.vectors(params, x), params[self.weight], params.get(self.bias))
+
+    def activated(self, z: Tensor) -> Tensor:
+        """Pass the sums z through the block's activation, in place."""
+        return ACTIVATIONS[self.activation][0](z)
 
 
 class Network:
@@ -105,8 +111,7 @@ class Network:
     def block(self, i: int, params: Tensors, x: Tensor) -> Tensor:
         """Run block `i` on x (B, ...), or on replicas side by side (see `Rule.stackable`)."""
         if (dense := self._dense[i]) is not None:
-            z = linear(_flat(x, params[dense.weight]), params[dense.weight], params.get(dense.bias))
-            return ACTIVATIONS[dense.activation][0](z)
+            return dense.activated(dense.affine(params, x))
         for layer in self._layers[i]:
             x = layer(params, x)
         return x
@@ -137,7 +142,7 @@ class Network:
         if dense is None:
             own = {key: params[key] for key in self._keys[i]}
             return pullback(lambda own, x: self.block(i, own, x), own, x, wrt_input)
-        shape, flat = x.shape, _flat(x, params[dense.weight])
+        shape, flat = x.shape, dense.vectors(params, x)
         a = self.block(i, params, flat)
         del x  # of a map with its channels last, `flat` is a copy
 
@@ -171,20 +176,19 @@ class Network:
         if dense is None:
             own = {key: params[key] for key in self._keys[i]}
             return pushforward(lambda own, x: self.block(i, own, x), own, x, tangents, dx)
-        x = _flat(x, params[dense.weight])
+        x = dense.vectors(params, x)
         a = self.block(i, params, x)
         da = linear(x, tangents[dense.weight], tangents.get(dense.bias))
         if dx is not None:
-            add_product(da, _flat(dx, params[dense.weight]).mT, params[dense.weight].mT, 1.0)
+            add_product(da, dense.vectors(params, dx).mT, params[dense.weight].mT, 1.0)
         return a, ACTIVATIONS[dense.activation][1](da, a)
 
-    def dense(self, i: int) -> tuple[str, type[nn.Module]] | None:
-        """Return (name of the linear layer, activation) if block `i` is [Flatten] Linear [activation], else None.
+    def dense(self, i: int) -> Dense | None:
+        """Return what is to be known of block `i` if it is [Flatten] Linear [activation], else None.
 
         A linear layer that maps the last of several dimensions is not one: its output is no vector.
         """
-        dense = self._dense[i]
-        return dense and (dense.linear, dense.activation)
+        return self._dense[i]
 
     @property
     def is_dense(self) -> bool:
@@ -198,7 +202,7 @@ class Network:
         linear, activation = layers[0][0], type(layers[1][1]) if len(layers) == 2 else nn.Identity
         if self.sizes[i] != (layers[0][1].out_features,) or activation not in ACTIVATIONS:
             return None
-        return Dense(linear, activation, f"{i}.{linear}.weight", f"{i}.{linear}.bias")
+        return Dense(activation, f"{i}.{linear}.weight", f"{i}.{linear}.bias")
 
     def _output_sizes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shape of one sample after each block, found on the meta device."""

@@ -17,43 +17,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batched import add_product, linear
-from ..feedback.mirrors import weight
-from ..network import ACTIVATIONS, Network
+from ..batched import add_product
+from ..network import Network
 from ..repeats import alike
 from ..rule import Batch, Tensors
 from ..softmax import softmax_error
 
 
-def bias(net: Network, i: int) -> str:
-    """Return the key of a dense block's bias, which need not be there."""
-    return f"{i}.{net.dense(i)[0]}.bias"
-
-
 def back(net: Network, params: Tensors, i: int) -> str:
     """Return the key of the matrix from layer i back to the one below: W_i where no B_i is learned."""
-    return f"{i}.back" if f"{i}.back" in params else weight(net, i)
-
-
-def vectors(x: Tensor, w: Tensor) -> Tensor:
-    """Return samples x (B, ...) as the vectors that weights w multiply; of replicas side by side they are."""
-    return x if x.dim() == w.dim() else x.flatten(1)
+    return f"{i}.back" if f"{i}.back" in params else net.dense(i).weight
 
 
 def affine(net: Network, i: int, params: Tensors, x: Tensor) -> Tensor:
     """Return x Wᵀ + b of dense block i, of which it takes its activation; x may be complex."""
-    w, b = params[weight(net, i)], params.get(bias(net, i))
+    dense = net.dense(i)
     if not x.is_complex():
-        return linear(vectors(x, w), w, b)
-    z = _product(x, w.mT)
-    return z if b is None else z.add_(b.unsqueeze(-2))
+        return dense.affine(params, x)
+    z = _product(x, params[dense.weight].mT)
+    return z if dense.bias not in params else z.add_(params[dense.bias].unsqueeze(-2))
 
 
 def rest(net: Network, params: Tensors, x: Tensor, sweeps: int, gain: float) -> tuple[list[Tensor], Tensor]:
     """Return the activities (B, n) of the hidden layers after some sweeps, and what the input x does to the first."""
     s, drive = [], affine(net, 0, params, x)
     for i in net.hidden:
-        s.append(_activated(net, i, affine(net, i, params, s[-1]) if i else drive.clone()))
+        s.append(net.dense(i).activated(affine(net, i, params, s[-1]) if i else drive.clone()))
     settle(net, params, drive, s, sweeps - 1, gain)
     return s, drive
 
@@ -88,14 +77,10 @@ def settle(
                 _add(u, s[i + 1], params[back(net, params, i + 1)], gain)
             elif beta:
                 error = _error(affine(net, net.output, params, s[i]), top)
-                _add(u, error, params[weight(net, net.output)], -beta)
+                _add(u, error, params[net.dense(net.output).weight], -beta)
                 del error
-            s[i] = _activated(net, i, u)
+            s[i] = net.dense(i).activated(u)
             del u
-
-
-def _activated(net: Network, i: int, u: Tensor) -> Tensor:
-    return ACTIVATIONS[net.dense(i)[1]][0](u)
 
 
 def _error(z: Tensor, top: Batch) -> Tensor:

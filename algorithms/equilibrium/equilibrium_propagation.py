@@ -28,13 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from ..feedback.fixed import uniform
-from ..feedback.mirrors import weight
 from ..network import Gradients, Network
 from ..optimizer import Product, add
 from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
 from ..seeds import Purpose, generator
 from ..softmax import softmax_error_and_stats
-from .dynamics import back, bias, rest, settle, vectors
+from .dynamics import back, rest, settle
 
 SMALLEST = 1e-4  # β
 
@@ -101,11 +100,11 @@ class EquilibriumPropagation(GradientRule):
 
     def check(self, net: Network) -> None:
         """Demand dense layers, and tanh for complex phases."""
-        if not net.hidden or not net.is_dense or net.dense(net.output)[1] is not nn.Identity:
+        if not net.hidden or not net.is_dense or net.dense(net.output).activation is not nn.Identity:
             raise RuleError(
                 "equilibrium-propagation settles dense hidden layers, with ReLU or tanh, below a linear output: use mlp"
             )
-        if self.phases > 2 and any(net.dense(i)[1] is nn.ReLU for i in net.hidden):
+        if self.phases > 2 and any(net.dense(i).activation is nn.ReLU for i in net.hidden):
             raise RuleError("phases beyond 2 are complex, and ReLU is not: use model.activation=tanh or rule.phases=2")
 
     def init(self, net: Network, seed: int) -> State:
@@ -113,7 +112,7 @@ class EquilibriumPropagation(GradientRule):
         params = net.init(seed)
         if self.feedback == "own":
             for i in net.hidden[1:]:
-                shape = params[weight(net, i)].shape
+                shape = params[net.dense(i).weight].shape
                 params[f"{i}.back"] = uniform(generator(seed, Purpose.INIT, i), shape, (3 * shape[1]) ** -0.5)
         return State(params, {}, self.slots(params))
 
@@ -132,10 +131,11 @@ class EquilibriumPropagation(GradientRule):
         del logits, error, pull
         for i in net.hidden:
             deltas[i].mul_(batch.share().unsqueeze(-1))
-            below = s[i - 1] if i else vectors(batch.x, state.params[weight(net, i)])
-            grads: Gradients = {weight(net, i): Product(deltas[i], below)}
-            if bias(net, i) in state.params:
-                grads[bias(net, i)] = deltas[i].sum(-2)
+            dense = net.dense(i)
+            below = s[i - 1] if i else dense.vectors(state.params, batch.x)
+            grads: Gradients = {dense.weight: Product(deltas[i], below)}
+            if dense.bias in state.params:
+                grads[dense.bias] = deltas[i].sum(-2)
             if i:
                 self._lead_back(net, state.params, i, Product(self.gain * s[i], deltas[i - 1]), grads, batch)
             self.update(state, grads, lr)
@@ -171,7 +171,7 @@ class EquilibriumPropagation(GradientRule):
         self, net: Network, params: Tensors, i: int, returned: Product, grads: Gradients, batch: Batch
     ) -> None:
         """Add to the gradients of layer i ≥ 1 that of its way back, and homeostasis."""
-        w, key = weight(net, i), back(net, params, i)
+        w, key = net.dense(i).weight, back(net, params, i)
         if key == w:
             grads[w] = Product(*(torch.cat(pair, -2) for pair in zip(grads[w], returned, strict=True)))
         elif self.homeostasis:

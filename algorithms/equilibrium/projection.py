@@ -93,7 +93,7 @@ class Projection(Rule):
         """Demand dense blocks with biases, and none but ReLUs after them."""
         for i in range(len(net.blocks)):
             dense = net.dense(i)
-            if dense is None or dense[1] not in (nn.ReLU, nn.Identity) or len(net.keys(i)) != 2:
+            if dense is None or dense.activation not in (nn.ReLU, nn.Identity) or len(net.keys(i)) != 2:
                 raise RuleError("projection needs dense layers with biases and ReLUs: use --model mlp")
 
     def init(self, net: Network, seed: int) -> State:
@@ -141,7 +141,7 @@ class Point:
         self.rule, self.share = rule, batch.share()
         self.labels = onehot(batch.y, net.classes, batch.x.dtype)
         a, s, c, self.dots = batch.x.flatten(1), [], [], []
-        relus = [net.dense(i)[1] is nn.ReLU for i in range(len(net.blocks))]
+        relus = [net.dense(i).activation is nn.ReLU for i in range(len(net.blocks))]
         hidden = Agreed if rule.scheme == "alternating" else Own
         for i, relu in enumerate(relus):
             w, b = (state.params[key] for key in net.keys(i))

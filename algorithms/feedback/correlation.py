@@ -29,12 +29,11 @@ def correlation(net: Network, i: int, params: Tensors, x: Tensor) -> tuple[Tenso
     if dense is None:
         own = {key: params[key] for key in net.keys(i)}
         return pullback(lambda own, x: _opened(net.blocks[i], i, own, x), own, x, wrt_input=False)
-    weight, bias = f"{i}.{dense[0]}.weight", f"{i}.{dense[0]}.bias"
-    flat = x.flatten(params[weight].dim() - 1)  # of replicas side by side it is
+    flat = dense.vectors(params, x)
 
     def correlate(signal: Tensor) -> Gradients:
-        grads: Gradients = {weight: Product(signal, flat)}
-        return grads | ({bias: signal.sum(-2)} if bias in params else {})
+        grads: Gradients = {dense.weight: Product(signal, flat)}
+        return grads | ({dense.bias: signal.sum(-2)} if dense.bias in params else {})
 
     return net.block(i, params, flat), correlate
 

@@ -19,7 +19,7 @@ from ..rule import Batch, Tensors
 
 def mirrors(net: Network, params: Tensors) -> Tensors:
     """Return a mirror "{l}.mirror" of every layer of a dense network, which has seen nothing yet."""
-    return {f"{i}.mirror": torch.zeros_like(params[weight(net, i)]) for i in range(len(net.blocks))}
+    return {f"{i}.mirror": torch.zeros_like(params[net.dense(i).weight]) for i in range(len(net.blocks))}
 
 
 def reflect(net: Network, params: Tensors, batch: Batch, rate: float, stream: int) -> None:
@@ -34,7 +34,7 @@ def reflect(net: Network, params: Tensors, batch: Batch, rate: float, stream: in
     """
     share = batch.share().unsqueeze(-1)
     for i in range(len(net.blocks)):
-        w, mirror = params[weight(net, i)], params[f"{i}.mirror"]
+        w, mirror = params[net.dense(i).weight], params[f"{i}.mirror"]
         noise = normals(batch.draws, stream + i, w.shape[-1], w.dtype)
         add(mirror.mul_(1 - rate), Product((noise @ w.mT).mul_(share), noise), rate)
         del noise
@@ -46,8 +46,3 @@ def through(net: Network, params: Tensors) -> Tensor:
     for i in reversed(net.hidden):
         product = product @ params[f"{i}.mirror"]
     return product
-
-
-def weight(net: Network, i: int) -> str:
-    """Return the key of a dense block's weights."""
-    return f"{i}.{net.dense(i)[0]}.weight"

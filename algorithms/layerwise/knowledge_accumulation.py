@@ -24,8 +24,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..equilibrium.dynamics import affine, bias, vectors
-from ..feedback.mirrors import weight
 from ..network import Network
 from ..optimizer import Product, add
 from ..repeats import alike
@@ -85,7 +83,7 @@ class KnowledgeAccumulation(GradientRule):
         """Return the network's weights, scaled in hidden layers."""
         params = net.init(seed)
         for i in net.hidden:
-            params[weight(net, i)].mul_(self.scale)
+            params[net.dense(i).weight].mul_(self.scale)
         return State(params, {}, self.slots(params))
 
     def learned(self, params: Tensors) -> Tensors:
@@ -101,9 +99,9 @@ class KnowledgeAccumulation(GradientRule):
         """Decide and read, then decide again and learn, pass by pass; stats are those of the first decisions."""
         rate, decided = -self.eta * lr / self.lr, []
         share = batch.share().unsqueeze(-1).mul_(-1 / math.log(2))
-        x = vectors(batch.x, state.params[weight(net, 0)])
+        x = net.dense(0).vectors(state.params, batch.x)
         for i in net.hidden:
-            decided.append(affine(net, i, state.params, decided[-1] if i else x).sigmoid_())
+            decided.append(net.dense(i).affine(state.params, decided[-1] if i else x).sigmoid_())
         scores, pull = net.block_vjp(net.output, state.params, decided[-1])
         error, stats = softmax_error_and_stats(scores, batch)
         self.update(state, pull(error), lr)
@@ -111,12 +109,13 @@ class KnowledgeAccumulation(GradientRule):
         for _ in alike(self.passes - 1):
             below = before = x
             for i in net.hidden:
-                z = affine(net, i, state.params, below)
+                dense = net.dense(i)
+                z = dense.affine(state.params, below)
                 now = z.sigmoid()
                 g = z.mul_(now).mul_(1 - now).add_(now).sub_(decided[i]).mul_(share)
-                add(state.params[weight(net, i)], Product(g, before), rate)
-                if bias(net, i) in state.params:
-                    state.params[bias(net, i)].add_(g.sum(-2), alpha=rate)
+                add(state.params[dense.weight], Product(g, before), rate)
+                if dense.bias in state.params:
+                    state.params[dense.bias].add_(g.sum(-2), alpha=rate)
                 below, before, decided[i] = now, decided[i], now
                 del z, g, now
         return stats
@@ -124,7 +123,7 @@ class KnowledgeAccumulation(GradientRule):
     def activities(self, net: Network, state: State, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield the decisions of each hidden layer."""
         for i in net.hidden:
-            x = affine(net, i, state.params, x).sigmoid_()
+            x = net.dense(i).affine(state.params, x).sigmoid_()
             yield i, x
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..batched import linear
-from ..network import ACTIVATIONS, Network
+from ..network import Network
 from ..noise import seeds, uniforms, words
 from ..repeats import alike
 from ..rule import Batch, Rule, RuleError, State, Stats, Tensors
@@ -112,19 +112,19 @@ class NeuronSwarm(Rule):
         """Let neurons of block i search, whose input is x; return what comes out of it then."""
         weight, bias = (state.params[key] for key in net.keys(i))
         swarm, n = [state.slots[f"{i}.{part}"] for part in SWARM], len(weight)
-        z = _sums(net, state.params, i, x)
-        a = _activated(net, i, z.clone())
+        z = net.dense(i).affine(state.params, x)
+        a = net.dense(i).activated(z.clone())
         if i == net.output:
             columns, above = torch.eye(n, dtype=z.dtype, device=z.device), a
         else:
-            columns, above = state.params[net.keys(i + 1)[0]], _sums(net, state.params, i + 1, a)
+            columns, above = state.params[net.keys(i + 1)[0]], net.dense(i + 1).affine(state.params, a)
         first = words(seed, i << 20, 1)[0]
         for visit in alike(min(self.neurons or n, n)):
             j = (first + visit) % n  # (1,), for it may differ between clients
             place, velocity, best = (part.index_select(0, j)[0] for part in swarm)
             moves = torch.cat([torch.zeros_like(place[:1]), place, best])  # to stay, or to one of these
             dz = linear(x, moves[:, :-1], moves[:, -1]).mul_(lr)
-            da = _activated(net, i, z.index_select(1, j) + dz)
+            da = net.dense(i).activated(z.index_select(1, j) + dz)
             da -= da[:, :1].clone()
             column = columns.index_select(1, j).mT
             losses = self._losses(net, state.params, batch, i, above, da, column)
@@ -144,7 +144,7 @@ class NeuronSwarm(Rule):
             velocity = torch.lerp(velocity, self.inertia * velocity + pulled, counts)
             for part, own in zip(swarm, (place + counts * velocity, velocity, best), strict=True):
                 part[j] = own[None]
-        return _activated(net, i, z)
+        return net.dense(i).activated(z)
 
     def _losses(
         self, net: Network, params: Tensors, batch: Batch, i: int, above: Tensor, da: Tensor, column: Tensor
@@ -162,19 +162,9 @@ class NeuronSwarm(Rule):
         """
         y = (da.unsqueeze(-1) * column).add_(above.unsqueeze(1))
         if i < net.output:
-            y = _activated(net, i + 1, y).flatten(0, 1)
+            y = net.dense(i + 1).activated(y).flatten(0, 1)
             for over in range(i + 2, len(net.blocks)):
                 y = net.block(over, params, y)
             y = y.view(*da.shape, -1)
         wanted = batch.y[:, None, None].expand(*da.shape, 1)
         return (y.log_softmax(-1).gather(-1, wanted).squeeze(-1) * -batch.share()[:, None]).sum(0)
-
-
-def _sums(net: Network, params: Tensors, i: int, x: Tensor) -> Tensor:
-    """Return what dense block i sums up, before its activation, (B, n)."""
-    return linear(x, *(params[key] for key in net.keys(i)))
-
-
-def _activated(net: Network, i: int, z: Tensor) -> Tensor:
-    """Pass the sums of dense block i through its activation, in place."""
-    return ACTIVATIONS[net.dense(i)[1]][0](z)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import CLASSES, SHAPE, assert_close, leaves, run_block
 from fedforward.algorithms import Network, NetworkError
+from fedforward.algorithms.network import Dense
 from fedforward.algorithms.optimizer import made
 from torch import nn
 
@@ -105,7 +106,7 @@ def test_a_sequential_with_weights_keeps_them_whatever_the_seed():
 def test_the_closed_form_of_a_dense_block_is_autograds(activation, bias):
     block = nn.Sequential(nn.Flatten(), nn.Linear(64, 20, bias=bias), activation())
     net = Network(nn.Sequential(block, nn.Sequential(nn.Linear(20, 10))), SHAPE, CLASSES)
-    assert net.dense(0) == ("linear", activation)
+    assert net.dense(0) == Dense(activation, "0.linear.weight", "0.linear.bias")
     check_pulls(net, torch.randn(7, 20).double())
 
 
