@@ -39,6 +39,7 @@ OWN = {
     "no-prop-ct": {"rule": {"lr": 3e-3}},
     "no-prop-fm": {"rule": {"embedding": "learned", "lr": 3e-3}},
     "knowledge-accumulation": {},
+    "neuron-swarm": {"model": {"hidden": [16]}},
 }
 FAST = ("drtp",)
 
