@@ -101,7 +101,7 @@ def _convolutional(
     for size in channels:
         layers: list[nn.Module] = [nn.Conv2d(width, size, kernel, padding=kernel // 2)]
         if norm == "group":
-            layers.append(nn.GroupNorm(min(8, size), size))
+            layers.append(group_norm(size))
         layers.append(act())
         if height >= 2:
             layers.append(nn.MaxPool2d(2))

@@ -54,8 +54,9 @@ def test_refusals_name_the_choices():
         mlp((8,), CLASSES, activation="swish")
 
 
-def test_one_map_per_group_normalises_each_sample_by_itself():
-    net = Network(lambda: cnn((1, 8, 8), CLASSES, channels=(8, 8), norm="group"), (1, 8, 8), CLASSES)
+@pytest.mark.parametrize("channels", [(8, 8), (12, 3)])
+def test_norms_take_any_number_of_channels_and_each_sample_by_itself(channels):
+    net = Network(lambda: cnn((1, 8, 8), CLASSES, channels=channels, norm="group"), (1, 8, 8), CLASSES)
     params, x = net.init(0), torch.rand(4, 1, 8, 8)
     alone = torch.cat([net.forward(params, row[None]) for row in x])
     torch.testing.assert_close(net.forward(params, x), alone)
