@@ -139,6 +139,11 @@ def _sparsity(axes: Axes, shown: Sequence[Shown]) -> tuple[set[str], str]:
     ), "Hoyer's measure of a hidden block's activity: 1 is one active unit, 0 all alike."
 
 
+def _separation(axes: Axes, shown: Sequence[Shown]) -> tuple[set[str], str]:
+    caption = "How far the goodness of samples lies above that of their negatives, in standard deviations"
+    return _by_block(axes, shown, "separation"), f"{caption}: 0 tells nothing."
+
+
 PICTURES = {  # by file name
     "accuracy": Picture("Accuracy by round", "Round", "Accuracy", _accuracy_by_round),
     "traffic": Picture("Accuracy by bytes sent", "Sent so far, up and down", "Accuracy", _accuracy_by_bytes),
@@ -152,6 +157,7 @@ PICTURES = {  # by file name
     ),
     "angles": Picture("Angle with the gradient", "Round", "Degrees", _angles, optional=True),
     "sparsity": Picture("Sparsity of activity", "Round", "Hoyer's measure", _sparsity, optional=True),
+    "separation": Picture("Separation of goodness", "Round", "Standard deviations", _separation, optional=True),
 }
 
 

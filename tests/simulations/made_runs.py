@@ -70,7 +70,8 @@ def make_run(
             **sums,
             **server,
         }
-        found = [{"block": i, "angle": 90 - 20 * t * i, "hoyer": 0.1 * t if i < 2 else None} for i in range(3)]
+        hidden = {"hoyer": 0.1 * t, "separation": 0.5 * t}
+        found = [{"block": i, "angle": 90 - 20 * t * i} | (hidden if i < 2 else {}) for i in range(3)]
         records.commit_round(row, {"clients": rows, "diagnoses": found * diagnosed}, lambda file: None)
         all_rows += rows
     if status != "running":
