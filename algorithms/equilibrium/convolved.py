@@ -35,8 +35,14 @@ from .pooling import MAXIMA, MEANS, Pooling
 WEIGHTED, BENT = (nn.Linear, *CONVOLUTIONS), (nn.ReLU, nn.Tanh)
 
 
-def check(net: Network, rule: str) -> None:
-    """Demand, in the name of a rule, blocks that are such a map, with ReLU or tanh but for the last."""
+def check(net: Network, rule: str, counts: bool = False) -> None:
+    """Demand, in the name of a rule, blocks that are such a map, with ReLU or tanh but for the last.
+
+    Args:
+        net: the network.
+        rule: the rule's name.
+        counts: demand also that N be known of what is between hidden layers.
+    """
     ways.check(net, rule)
     for i, block in enumerate(net.blocks):
         kinds = [type(layer) for layer in block]
@@ -50,16 +56,12 @@ def check(net: Network, rule: str) -> None:
                 f"{rule} settles hidden layers, with ReLU or tanh, below a linear output, and block {i}"
                 f" ({describe(block)}) is no such: average pooling goes before the activation and norms out, or use mlp"
             )
-
-
-def countable(net: Network) -> bool:
-    """Return whether between hidden layers the uses of weights can be counted: no average, and no pooling of inputs."""
-    for i in net.hidden[1:]:
-        kinds = [type(layer) for layer in net.blocks[i]]
-        weighted = next(n for n, kind in enumerate(kinds) if kind in WEIGHTED)
-        if any(kind in MEANS for kind in kinds) or any(kind in MAXIMA for kind in kinds[:weighted]):
-            return False
-    return True
+        first = next(kind for kind in kinds if kind in WEIGHTED + MAXIMA)
+        if counts and i in net.hidden[1:] and (first in MAXIMA or any(kind in MEANS for kind in kinds)):
+            raise RuleError(
+                "homeostasis counts uses of weights, which are not to be told where pooling averages, or comes before"
+                " a weighted layer: use rule.homeostasis=0 or rule.feedback=tied"
+            )
 
 
 class ConvolvedLayer:

@@ -111,12 +111,7 @@ class EquilibriumPropagation(GradientRule):
                 "equilibrium-propagation settles hidden layers, with ReLU or tanh, below a linear output: use mlp"
             )
         if not net.is_dense:
-            convolved.check(net, self.name)
-            if self.feedback == "own" and self.homeostasis and not convolved.countable(net):
-                raise RuleError(
-                    "homeostasis counts uses of weights, which are not to be told where pooling averages, or comes"
-                    " before a weighted layer: use rule.homeostasis=0 or rule.feedback=tied"
-                )
+            convolved.check(net, self.name, counts=self.feedback == "own" and self.homeostasis > 0)
         if self.phases > 2 and any(type(layer) is nn.ReLU for block in net.blocks for layer in block):
             raise RuleError("phases beyond 2 are complex, and ReLU is not: use model.activation=tanh or rule.phases=2")
 

@@ -402,26 +402,27 @@ def test_homeostasis_aligns_maps_with_the_gradient_at_equilibrium():
 
 
 def test_refusals_name_the_remedy():
-    def refused(*layers):
-        return Network(
-            lambda: nn.Sequential(
-                nn.Sequential(*layers), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-            ),
-            IMAGE,
-            3,
-        )
+    def below_a_readout(*blocks):
+        readout = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        return Network(lambda: nn.Sequential(*(nn.Sequential(*layers) for layers in blocks), readout), IMAGE, 3)
 
     convolution = nn.Conv2d(2, 4, 3, padding=1)
     for net in (
         network("cnn-group"),
-        refused(convolution, nn.GELU()),
-        refused(convolution),
-        refused(convolution, nn.Tanh(), nn.AvgPool2d(2)),
-        refused(nn.Tanh(), convolution),
+        below_a_readout([convolution, nn.GELU()]),
+        below_a_readout([convolution]),
+        below_a_readout([convolution, nn.Tanh(), nn.AvgPool2d(2)]),
+        below_a_readout([nn.Tanh(), convolution]),
     ):
         with pytest.raises(RuleError, match="average pooling goes before the activation and norms out, or use mlp"):
             TIED.check(net)
-    with pytest.raises(RuleError, match=r"use rule\.homeostasis=0 or rule\.feedback=tied"):
-        OWN.check(net_of("averaged"))
+    second = [nn.Conv2d(4, 4, 1), nn.Tanh()]
+    for pooling in (nn.AdaptiveMaxPool2d(2), nn.AvgPool2d(2)):
+        net = below_a_readout([convolution, nn.Tanh()], [pooling, *second])
+        with pytest.raises(RuleError, match=r"use rule\.homeostasis=0 or rule\.feedback=tied"):
+            OWN.check(net)
+        FREE.check(net)
+        TIED.check(net)
+        OWN.check(below_a_readout([pooling, convolution, nn.Tanh()], second))  # nothing leads back below the first
     with pytest.raises(RuleError, match=r"use model\.activation=tanh or rule\.phases=2"):
         replace(OWN, phases=4).check(net_of("relu"))
