@@ -46,6 +46,15 @@ def add(target: Tensor, gradient: Gradient, scale: float = 1.0) -> None:
         add_product(target, gradient.left, gradient.right, scale)
 
 
+def total(a: Gradient, b: Gradient) -> Gradient:
+    """Return a + b; a is overwritten unless both are products."""
+    if isinstance(a, Product) and isinstance(b, Product):
+        return Product(*(torch.cat(pair, -2) for pair in zip(a, b, strict=True)))
+    a = made(a)
+    add(a, b)
+    return a
+
+
 def slots(name: str, momentum: float, params: Tensors) -> Tensors:
     """Return zeroed memory for `params`: nothing for plain sgd, one copy for momentum, two and a count for adam."""
     kept: Tensors = {}

@@ -11,8 +11,9 @@ of the batch in δ, all learn by ∂F/∂W at s*:
 
     dW_l = δ_lᵀ s*_{l−1}      db_l = Σ δ_l      dB_l = γ s*_lᵀ δ_{l−1}      the read-out: its own gradient
 
-If B_l = W_l this is the gradient of the loss at the equilibrium: in units of γ^{−l/2} for s_l the Jacobian J of F is
-symmetric. If not, δ is biased, and homeostasis descends, in those units, on
+in dense layers; `convolved` says what is in place of that, and of W_l. If B_l = W_l this is the gradient of the loss at
+the equilibrium: in units of γ^{−l/2} for s_l the Jacobian J of F is symmetric. If not, δ is biased, and homeostasis
+descends, in those units, on
 
     λ/n E_ε[‖J ε‖² − εᵀ J J ε]  =  λ/n (‖J‖² − tr J²)  =  λγ/n Σ_l ‖W_l − B_l‖²          ε ~ N(0, 1), n hidden units
 """
@@ -27,13 +28,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..feedback.fixed import uniform
+from ..feedback.fixed import features, uniform
 from ..network import Gradients, Network
-from ..optimizer import Product, add
-from ..rule import Batch, GradientRule, RuleError, State, Stats, Tensors
+from ..optimizer import add, total
+from ..rule import Batch, GradientRule, RuleError, State, Stats
 from ..seeds import Purpose, generator
 from ..softmax import softmax_error_and_stats
-from .dynamics import back, rest, settle
+from . import convolved
+from .dynamics import Layer, back, layers_of, rest, settle
+from .predictive_coding import of_rows
 
 SMALLEST = 1e-4  # β
 
@@ -43,18 +46,20 @@ class EquilibriumPropagation(GradientRule):
     """The difference between two or more equilibria stands for the backward pass.
 
     Stores during a step: of every hidden unit s*, δ and its activity in the phase that runs, which is one number (for
-    N = 1 it becomes δ), with N > 2 two; longer T1 and T2 and more phases take no more. Beside them what the input does
-    to the first layer, and what one layer needs: with homeostasis two matrices like its weights. No graph. T1 and T2
-    cost time, T1 in inference too, which settles: a sweep is a pass forward and one back through all hidden blocks but
-    the first, and with a nudge through the output block. A complex phase has twice as many products, and is for two.
+    N = 1 it becomes δ), with N > 2 two, and two more where max-pooling makes it, which are its winner; longer T1 and T2
+    and more phases take no more. Beside them what the input does to the first layer, and what one layer needs: with
+    homeostasis two matrices like its weights. No graph, but of average pooling alone. T1 and T2 cost time, T1 in
+    inference too, which settles: a sweep is a pass forward and one back through all hidden blocks but the first, and
+    with a nudge through the output block. A complex phase has twice as many products, and is for two.
 
     Departs from the paper: the layers are the user's, with their ReLU or tanh (its sigmoid, 1/(1 + exp(2 − 4u)), is a
     tanh shifted and scaled), and the output block reads them without a softmax layer of its own before it. The feedback
     has a gain γ. With the paper's, 1, tanh layers of the usual initial weights are near where equilibria split, ReLU
     layers near where they run away, and gradients are large there; with less (X. Xie, H. S. Seung, "Equivalence of
     Backpropagation and Contrastive Hebbian Learning in a Layered Network", Neural Computation 15, 2003) they settle in
-    few sweeps. Layers are swept in turn, not all at once. In dense layers ε averages out exactly: homeostasis is the
-    form on the right, which draws none, and says that a synapse and the one back tend to each other. The nudge is
+    few sweeps. Layers are swept in turn, not all at once. Max-pooling, for which the paper has a softmax, keeps the
+    winners of the forward pass. ε averages out exactly: homeostasis is the form on the right, which draws none, and
+    says that a synapse and the one back tend to each other; in convolutions as often as it is used. The nudge is
     towards the label for β > 0, in one-sided estimates too.
 
     Use tanh: `--set model.activation=tanh`. ReLU layers have no bound to what they settle to. Two of them swing at a
@@ -74,6 +79,7 @@ class EquilibriumPropagation(GradientRule):
     family: ClassVar[str] = "equilibrium"
     paper: ClassVar[str] = "Laborieux & Zenke, ICLR 2024, arXiv 2309.02214"
     travels: ClassVar[str] = "weights and learned feedback"
+    autograd: ClassVar[str] = "inside a block"
     unsplittable: ClassVar[str] = ""
 
     lr: float = 0.01
@@ -99,21 +105,24 @@ class EquilibriumPropagation(GradientRule):
             )
 
     def check(self, net: Network) -> None:
-        """Demand dense layers, and tanh for complex phases."""
-        if not net.hidden or not net.is_dense or net.dense(net.output).activation is not nn.Identity:
+        """Demand hidden layers that settle, and what is holomorphic for complex phases."""
+        if not net.hidden or (net.is_dense and net.dense(net.output).activation is not nn.Identity):
             raise RuleError(
-                "equilibrium-propagation settles dense hidden layers, with ReLU or tanh, below a linear output: use mlp"
+                "equilibrium-propagation settles hidden layers, with ReLU or tanh, below a linear output: use mlp"
             )
-        if self.phases > 2 and any(net.dense(i).activation is nn.ReLU for i in net.hidden):
+        if not net.is_dense:
+            convolved.check(net, self.name, counts=self.feedback == "own" and self.homeostasis > 0)
+        if self.phases > 2 and any(type(layer) is nn.ReLU for block in net.blocks for layer in block):
             raise RuleError("phases beyond 2 are complex, and ReLU is not: use model.activation=tanh or rule.phases=2")
 
     def init(self, net: Network, seed: int) -> State:
         """Return the network's weights and, of each layer l ≥ 1 with own feedback, "{l}.back" (B), as large as W."""
         params = net.init(seed)
-        if self.feedback == "own":
-            for i in net.hidden[1:]:
-                shape = params[net.dense(i).weight].shape
-                params[f"{i}.back"] = uniform(generator(seed, Purpose.INIT, i), shape, (3 * shape[1]) ** -0.5)
+        layers = layers_of(net, params)
+        for i in net.hidden[1:] if self.feedback == "own" else ():
+            shape = params[layers[i].weight].shape
+            rms = (3 * shape[1:].numel()) ** -0.5
+            params[f"{i}.back"] = uniform(generator(seed, Purpose.INIT, i), shape, rms)
         return State(params, {}, self.slots(params))
 
     def stackable(self, net: Network) -> bool:
@@ -122,28 +131,25 @@ class EquilibriumPropagation(GradientRule):
 
     def step(self, net: Network, state: State, batch: Batch, lr: float) -> Stats:
         """Settle, nudge, and update one block after the other; stats are those of the equilibrium without a nudge."""
-        s, drive = rest(net, state.params, batch.x, self.relaxation, self.gain)
-        deltas = self._answers(net, state.params, drive, s, batch)
+        layers = layers_of(net, state.params)
+        s, drive = rest(layers, batch.x, self.relaxation, self.gain)
+        deltas = self._answers(layers, drive, s, batch)
         del drive
         logits, pull = net.block_vjp(net.output, state.params, s[-1])
         error, stats = softmax_error_and_stats(logits, batch)
         self.update(state, pull(error), lr)
         del logits, error, pull
         for i in net.hidden:
-            deltas[i].mul_(batch.share().unsqueeze(-1))
-            dense = net.dense(i)
-            below = s[i - 1] if i else dense.vectors(state.params, batch.x)
-            grads: Gradients = {dense.weight: Product(deltas[i], below)}
-            if dense.bias in state.params:
-                grads[dense.bias] = deltas[i].sum(-2)
+            deltas[i].mul_(of_rows(batch.share(), deltas[i]))
+            grads = layers[i].gradients(s[i - 1] if i else batch.x, deltas[i])
             if i:
-                self._lead_back(net, state.params, i, Product(self.gain * s[i], deltas[i - 1]), grads, batch)
+                self._lead_back(net, layers[i], i, s, deltas[i - 1], grads, batch)
             self.update(state, grads, lr)
-            del grads, below
+            del grads
         return stats
 
-    def _answers(self, net: Network, params: Tensors, drive: Tensor, s: list[Tensor], batch: Batch) -> list[Tensor]:
-        """Return δ (B, n) of each hidden layer, without a sample's share."""
+    def _answers(self, layers: list[Layer], drive: Tensor, s: list[Tensor], batch: Batch) -> list[Tensor]:
+        """Return δ (B, ...) of each hidden layer, without a sample's share."""
         # Every sample settles by itself: it counts 1, not its share of the batch.
         top = batch._replace(weight=torch.ones_like(batch.weight), total=batch.weight.new_ones(()))
         deltas: list[Tensor] = []
@@ -152,9 +158,9 @@ class EquilibriumPropagation(GradientRule):
             beta = self.beta * cmath.exp(2j * cmath.pi * k / self.phases)
             beta = beta.real if own else beta
             moved = list(s) if own else [torch.complex(a, torch.zeros_like(a)) for a in s]
-            settle(net, params, drive, moved, self.nudged, self.gain, beta, top)
-            for i in net.hidden:
-                scale = -(1 if own else 2) * self.gain ** (i - net.hidden[-1]) / (self.phases * beta)
+            settle(layers, drive, moved, self.nudged, self.gain, beta, top)
+            for i in range(len(s)):
+                scale = -(1 if own else 2) * self.gain ** (i + 1 - len(s)) / (self.phases * beta)
                 a, moved[i] = moved[i], None
                 if k == 0:
                     deltas.append(a.mul_(scale))
@@ -168,16 +174,16 @@ class EquilibriumPropagation(GradientRule):
         return deltas
 
     def _lead_back(
-        self, net: Network, params: Tensors, i: int, returned: Product, grads: Gradients, batch: Batch
+        self, net: Network, layer: Layer, i: int, s: list[Tensor], delta: Tensor, grads: Gradients, batch: Batch
     ) -> None:
-        """Add to the gradients of layer i ≥ 1 that of its way back, and homeostasis."""
-        w, key = net.dense(i).weight, back(net, params, i)
+        """Add to the gradients of layer i ≥ 1 that of its way back, with δ of the layer below, and homeostasis."""
+        w, key, params = layer.weight, back(layer, i), layer.params
+        returned = layer.returned(delta, self.gain * s[i])
         if key == w:
-            grads[w] = Product(*(torch.cat(pair, -2) for pair in zip(grads[w], returned, strict=True)))
+            grads[w] = total(grads[w], returned)
         elif self.homeostasis:
-            units = sum(net.sizes[j][0] for j in net.hidden)
-            pull = 2 * self.homeostasis * self.gain / units * batch.share().sum(-1)  # of a part of a batch: its part
-            apart = (params[w] - params[key]).mul_(pull[..., None, None])
+            pull = 2 * self.homeostasis * self.gain / sum(features(net, j) for j in net.hidden)
+            apart = (params[w] - params[key]).mul_(pull * layer.uses(s[i - 1], batch.share()))
             towards = apart.neg()
             add(apart, grads[w])
             add(towards, returned)
@@ -187,9 +193,9 @@ class EquilibriumPropagation(GradientRule):
 
     def activities(self, net: Network, state: State, x: Tensor) -> Iterable[tuple[int, Tensor]]:
         """Return the hidden layers' activities at the equilibrium."""
-        return enumerate(rest(net, state.params, x, self.relaxation, self.gain)[0])
+        return enumerate(rest(layers_of(net, state.params), x, self.relaxation, self.gain)[0])
 
     def logits(self, net: Network, state: State, x: Tensor) -> Tensor:
         """Return the output block's scores (B, classes) at the equilibrium."""
-        s, _ = rest(net, state.params, x, self.relaxation, self.gain)
+        s, _ = rest(layers_of(net, state.params), x, self.relaxation, self.gain)
         return net.block(net.output, state.params, s[-1])

@@ -42,7 +42,7 @@ def test_every_row_is_the_planners():
     found, planner = looked(net, rules, 6, micro_batch=2), Planner(net)
     assert [row.name for row in found.rows] == ["inference", *RULES, "backprop, parts of 2"]
     assert found.rows[0].plan == planner.forward(6)
-    dense = {"counter-current", "knowledge-accumulation", "equilibrium-propagation", "projection", "neuron-swarm"}
+    dense = {"counter-current", "knowledge-accumulation", "projection", "neuron-swarm"}
     taken = {name: rule for name, rule in rules.items() if name not in dense}  # which are for dense networks
     assert {row.name for row in found.rows if row.plan is None} == rules.keys() - taken.keys()
     assert [row.plan for row in found.rows[1:-1] if row.plan] == [planner.step(rule, 6) for rule in taken.values()]

@@ -10,7 +10,7 @@ from cases import CLASSES, SHAPE, assert_close, batch, copied, descent, double, 
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import Batch, Network, RuleError, State
 from fedforward.algorithms.equilibrium.equilibrium_propagation import EquilibriumPropagation
-from fedforward.algorithms.models import cnn, mlp
+from fedforward.algorithms.models import mlp
 from fedforward.client.memory import PeakMemory
 from fedforward.client.plan import Planner
 from fedforward.client.step import accumulators, residents, take_step
@@ -363,7 +363,6 @@ def test_a_layer_without_bias_learns():
 def test_refusals_name_the_remedy():
     for net in (
         Network(lambda: mlp(SHAPE, CLASSES, hidden=()), SHAPE, CLASSES),
-        Network(lambda: cnn(SHAPE, CLASSES), SHAPE, CLASSES),
         network("mlp-gelu"),
         Network(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3), torch.nn.Tanh()), (6,), 3),
     ):
