@@ -89,13 +89,7 @@ class CounterCurrent(GradientRule):
             raise RuleError(
                 "counter-current pairs hidden blocks, and this model has none: add a layer before the output"
             )
-        try:
-            convolves = any(len(mirror.weight) > 2 for mirror in mirrors(net))
-        except ValueError as error:
-            raise RuleError(
-                f"counter-current mirrors dense layers and plain convolutions, and {error}: use --model mlp, lenet or"
-                " cnn, or mono-forward for this model"
-            ) from None
+        convolves = any(len(mirror.weight) > 2 for mirror in mirrors(net))
         if convolves and self.loss == "product":
             raise RuleError(
                 "counter-current trains convolutions by cosines: use --set rule.loss=cosine, or --model mlp"

@@ -21,6 +21,7 @@ from torch.nn.functional import conv2d, interpolate
 from ..blocks import describe
 from ..models import ACTIVATIONS
 from ..network import Network
+from ..rule import RuleError
 
 
 class Mirror(NamedTuple):
@@ -46,22 +47,25 @@ def mirrors(net: Network) -> list[Mirror]:
     """Return the mirrors of a network's blocks.
 
     Raises:
-        ValueError: if a block has none; the message says which.
+        RuleError: if a block has none.
     """
     found = [_mirror(net, i) for i in range(len(net.blocks))]
     for i, mirror in enumerate(found):
         if mirror is None:
-            raise ValueError(f"block {i} is {describe(net.blocks[i])}")
+            raise RuleError(
+                f"counter-current mirrors dense layers and plain convolutions, and block {i} is"
+                f" {describe(net.blocks[i])}: use --model mlp, lenet or cnn, or mono-forward for this model"
+            )
     return found
 
 
 def _mirror(net: Network, i: int) -> Mirror | None:
     below, above = net.sizes[i - 1] if i else net.shape, net.sizes[i]
     layers = [layer for layer in net.blocks[i] if not isinstance(layer, nn.Flatten)]
-    averaged = isinstance(layers[0], nn.AdaptiveAvgPool2d) and layers[0].output_size in (1, (1, 1))
-    weighted, *rest = layers[averaged:]
+    averaged = bool(layers) and type(layers[0]) is nn.AdaptiveAvgPool2d and layers[0].output_size in (1, (1, 1))
+    weighted, *rest = layers[averaged:] or [None]
     if type(weighted) is nn.Linear:
-        act, *more = [*rest, nn.Identity()][: len(rest) or 1]
+        act, *more = rest or [nn.Identity()]
         vectors = weighted.in_features == (below[0] if averaged else math.prod(below))
         plain = not more and above == (weighted.out_features,) and not any(True for _ in act.parameters())
         return Mirror(act, (weighted.in_features, weighted.out_features), below, above) if vectors and plain else None
@@ -70,11 +74,11 @@ def _mirror(net: Network, i: int) -> Mirror | None:
     if rest and isinstance(rest[0], nn.GroupNorm):
         rest = rest[1:]
     pools = [layer for layer in rest if type(layer) is nn.MaxPool2d and not layer.return_indices]
-    acts = [layer for layer in rest if type(layer) in (*ACTIVATIONS.values(), nn.Identity)]
+    acts = [layer for layer in rest if type(layer) in ACTIVATIONS.values()]  # of each number by itself
     if len(above) != 3 or len(pools) > 1 or len(acts) > 1 or len(pools) + len(acts) < len(rest):
         return None
     weight = (weighted.in_channels, weighted.out_channels, *weighted.kernel_size)
-    return Mirror((acts or [nn.Identity()])[0], weight, below, above)
+    return Mirror(acts[0] if acts else nn.Identity(), weight, below, above)
 
 
 def _is_mirrored(layer: nn.Conv2d) -> bool:

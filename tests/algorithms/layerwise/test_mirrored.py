@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import CLASSES, NETS, SHAPE, network
-from fedforward.algorithms import Network
+from fedforward.algorithms import Network, RuleError
 from fedforward.algorithms.layerwise.mirrored import mirrors
 from torch import nn
 
@@ -34,30 +34,36 @@ def test_an_average_says_the_same_of_every_cell():
     assert below.tolist() == [[3] * 4 + [6] * 4, [1] * 4 + [4] * 4]
 
 
-CONV = nn.Conv2d(1, 4, 3, padding=1)
-REFUSED = {
-    "an even kernel": [nn.Conv2d(1, 4, 2)],
-    "groups": [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()],  # of the second block, below
-    "dilation": [nn.Conv2d(1, 4, 3, padding=2, dilation=2)],
+CONV = nn.Conv2d(4, 4, 3, padding=1)
+REFUSED = {  # in the place of block 1, which sees four channels of 8×8
+    "an even kernel": [nn.Conv2d(4, 4, 2)],
+    "groups": [nn.Conv2d(4, 4, 3, padding=1, groups=4)],
+    "dilation": [nn.Conv2d(4, 4, 3, padding=2, dilation=2)],
     "an average": [CONV, nn.ReLU(), nn.AvgPool2d(2)],
     "an activation with parameters": [CONV, nn.PReLU()],
     "an activation across channels": [CONV, nn.Softmax(1)],
     "two activations": [CONV, nn.ReLU(), nn.Tanh()],
     "two pools": [CONV, nn.MaxPool2d(2), nn.MaxPool2d(2)],
-    "a norm after its activation": [CONV, nn.ReLU(), nn.GroupNorm(2, 4)],
-    "an average of cells before": [nn.AdaptiveAvgPool2d(4), CONV],
+    "a norm after the activation": [CONV, nn.ReLU(), nn.GroupNorm(2, 4)],
+    "an average before": [nn.AdaptiveAvgPool2d(1), CONV],
     "a vector": [CONV, nn.Flatten()],
     "a linear layer of the last dimension": [nn.Linear(8, 4)],
     "nothing to learn": [nn.ReLU()],
+    "an average alone": [nn.AdaptiveAvgPool2d(1)],
+    "a view alone": [nn.Flatten()],
 }
+
+
+def with_block(layers):
+    """Return a network whose block 1 is of these layers."""
+    first, head = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()], [nn.Flatten(), nn.LazyLinear(CLASSES)]
+    blocks = nn.Sequential(*(nn.Sequential(*block) for block in (first, layers, head)))
+    blocks(torch.zeros(1, *SHAPE))  # how wide a lazy layer is
+    return Network(blocks, SHAPE, CLASSES)
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_other_blocks_have_no_mirror(case):
-    first = REFUSED[case]
-    grouped = [nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU()] if case == "groups" else None
-    blocks = [first, *([grouped] if grouped else []), [nn.Flatten(), nn.LazyLinear(CLASSES)]]
-    layers = nn.Sequential(*(nn.Sequential(*block) for block in blocks))
-    layers(torch.zeros(1, *SHAPE))
-    with pytest.raises(ValueError, match=f"block {int(case == 'groups')} is "):
-        mirrors(Network(layers, SHAPE, CLASSES))
+    assert len(mirrors(with_block([CONV]))) == 3
+    with pytest.raises(RuleError, match=r"block 1 is .*: use --model mlp, lenet or cnn, or mono-forward"):
+        mirrors(with_block(REFUSED[case]))
