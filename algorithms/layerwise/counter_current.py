@@ -38,14 +38,16 @@ class CounterCurrent(GradientRule):
     """Two networks in opposite directions, each layer of both learning where they meet.
 
     Stores during a step: one block's input and output, that block's gradients, and of every level the feedback
-    network's C rows with the graph of its one layer. Elsewhere no graph where the block is linear with an activation,
-    else one inside the block alone.
+    network's C rows with the graph of its one layer, which of a map keeps what it was repeated to. Elsewhere no graph
+    where the block is linear with an activation, else one inside the block alone. Of cosines, also a number for each
+    pair of samples a few times; a pair counts as the product of its samples' shares.
 
     Departs from the paper: the forward network has the model's biases (the paper's has none); the feedback network has
     none either way. Its code clips the gradients of all layers of a network together, for which they would have to be
     there together; here each is clipped by itself, which on MNIST learns faster and ends no lower. A batch in parts is
     clipped when its parts are together, so of products they add up. λ is the same for cosines, 1 in the paper's code,
-    which is slower in short runs. The paper normalises nothing; a mirror has no norm, whatever its block has.
+    which is slower in short runs. The paper's last map has one cell; of a larger one that is averaged, the mirror says
+    the same of all cells. Its networks have no norms; a mirror has none, whatever its block has.
 
     Attributes:
         clip: the largest norm of a gradient tensor, which holds the paper's lr of 1; 0 does not clip.
