@@ -117,6 +117,7 @@ RULES = {
     "predictive-coding": PredictiveCoding(lr=0.1, relaxation=4),
     "predictive-coding-prox": PredictiveCoding(lr=0.1, scheme="prox", relaxation=3),
     "counter-current": CounterCurrent(lr=0.2),
+    "counter-current-cosine": CounterCurrent(lr=0.2, loss="cosine"),
     "aug-local": AugLocal(),
     "dgl": DGL(),
     "predsim": PredSim(),

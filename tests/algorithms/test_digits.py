@@ -64,6 +64,7 @@ BUDGETS = {
     "predictive-coding": (PredictiveCoding(), 8),
     "predictive-coding-prox": (PredictiveCoding(scheme="prox", lr=1.0), 8),
     "counter-current": (CounterCurrent(), 10),
+    "counter-current-cosine": (CounterCurrent(loss="cosine"), 10),
     "aug-local": (AugLocal(), 4),
     "dgl": (DGL(), 4),
     "predsim": (PredSim(), 4),
@@ -88,14 +89,14 @@ LONG = {
     "layer-collaboration", "cascaded-forward-dfa", "projection", "predsim", "infopro", "dgl", "pepita-mirror",
     "pepita-time-local", "no-prop", "no-prop-learned", "no-prop-prototype", "no-prop-ct", "no-prop-ct-learned",
     "no-prop-ct-prototype", "no-prop-fm", "no-prop-fm-learned", "no-prop-fm-prototype", "knowledge-accumulation",
-    "predictive-coding-prox",
+    "predictive-coding-prox", "counter-current-cosine",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LONG)) for case in BUDGETS])
 def test_every_dense_rule_reads_nine_digits_in_ten(case):
     rule, epochs = BUDGETS[case]
-    activation = {"drtp": "tanh", "counter-current": "elu"}.get(case, "relu")
+    activation = {"drtp": "tanh", "counter-current": "elu", "counter-current-cosine": "elu"}.get(case, "relu")
     hidden = (1024,) if case == "pepita-time-local" else (128, 128)
     net = Network(lambda: mlp(SHAPE, CLASSES, hidden=hidden, activation=activation), SHAPE, CLASSES)
     x, y = (torch.from_numpy(a) for a in load_digits(return_X_y=True))

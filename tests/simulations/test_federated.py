@@ -20,6 +20,7 @@ OWN = {
     "cascaded-forward": {},
     "cascaded-forward-closed": {"rule": {"predictor": "closed"}},
     "counter-current": {"model": {"activation": "elu"}},
+    "counter-current-cosine": {"model": {"activation": "elu"}, "rule": {"loss": "cosine"}},
     "dfa": {},
     "feedback-alignment": {},
     "sign-symmetry": {},
