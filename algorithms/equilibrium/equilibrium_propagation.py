@@ -63,7 +63,7 @@ class EquilibriumPropagation(GradientRule):
     towards the label for β > 0, in one-sided estimates too.
 
     Use tanh: `--set model.activation=tanh`. ReLU layers have no bound to what they settle to. Two of them swing at a
-    constant learning rate, and more than two hardly learn.
+    constant learning rate, and more than two hardly learn. Convolutions want an lr near 0.05.
 
     Attributes:
         phases: N. Two, β and −β, have an error of O(β²); more than two need tanh.

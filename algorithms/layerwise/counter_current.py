@@ -56,7 +56,7 @@ class CounterCurrent(GradientRule):
         centralise: subtract from a unit's gradient its mean over the unit's inputs, as the paper does of convolutions.
 
     The paper's networks are of ELUs: `--set model.activation=elu`. Of ReLUs, rows of zeros have no direction to learn.
-    Its convolutions take `--set rule.loss=cosine rule.momentum=0.8 rule.clip=0.3 rule.centralise=true`.
+    Its convolutions take rule.loss=cosine, rule.momentum=0.8, rule.clip=0.3 and rule.centralise=true.
     """
 
     name: ClassVar[str] = "counter-current"
