@@ -156,7 +156,12 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_other_ones(rule):
     rule, net = RULES[rule], taken(RULES[rule])
     a, b, other = rule.init(net, seed=1), rule.init(net, seed=1), rule.init(net, seed=2)
     assert all(equal(x, y) for x, y in zip(a, b, strict=True))
-    drawn = [key for part in (a.params, a.fixed) for key, p in part.items() if not p.is_floating_point() or p.std(correction=0) > 0]
+    drawn = [
+        key
+        for part in (a.params, a.fixed)
+        for key, p in part.items()
+        if not p.is_floating_point() or p.std(correction=0) > 0
+    ]
     assert len(drawn) >= 2
     assert not any(torch.equal((a.params | a.fixed)[key], (other.params | other.fixed)[key]) for key in drawn)
 
