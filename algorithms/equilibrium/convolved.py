@@ -2,7 +2,7 @@
 
 A block is f(A(x)), with A: [Flatten, pooling] a weighted layer W x + b (a convolution or dense) [pooling]. f may stand
 before max-pooling too, for it grows with its argument: the largest f(z) is f of the largest z. Which input passes a
-window of max-pooling is decided once, by the forward pass that settling begins with, and held: chosen anew in every
+window of max-pooling is decided once, by what goes up first, and held: chosen anew in every
 sweep, winners that are led back what lowers them would take turns with the second best and never settle. So A is linear
 but for b, of complex numbers too. With a matrix M in place of W, A[M] x its part that is linear, and Aᵀ[M] s the same
 transposed,
@@ -19,6 +19,7 @@ there is no N.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,17 +52,28 @@ def check(net: Network, rule: str, counts: bool = False) -> None:
             len(bends) != (i in net.hidden)
             or any(kind not in (nn.Flatten, *WEIGHTED, *MAXIMA, *MEANS, *BENT) for kind in kinds)
             or any(kind in WEIGHTED + MEANS for n in bends for kind in kinds[n:])
+            or not _pools_maps(block, net.sizes[i - 1] if i else net.shape)
         ):
             raise RuleError(
-                f"{rule} settles hidden layers, with ReLU or tanh, below a linear output, and block {i}"
-                f" ({describe(block)}) is no such: average pooling goes before the activation and norms out, or use mlp"
+                f"{rule} settles hidden layers below a linear output, and block {i} ({describe(block)}) is no such: use"
+                " model.activation=tanh, no norm, average pooling before the activation, and max-pooling of maps"
             )
-        first = next(kind for kind in kinds if kind in WEIGHTED + MAXIMA)
+        first = next(kind for kind in kinds if kind in WEIGHTED or kind in MAXIMA)
         if counts and i in net.hidden[1:] and (first in MAXIMA or any(kind in MEANS for kind in kinds)):
             raise RuleError(
                 "homeostasis counts uses of weights, which are not to be told where pooling averages, or comes before"
                 " a weighted layer: use rule.homeostasis=0 or rule.feedback=tied"
             )
+
+
+def _pools_maps(block: nn.Sequential, shape: Sequence[int]) -> bool:
+    """Return whether max-pooling gets a map (channels, sides) each time, of inputs of this shape."""
+    x = torch.empty(1, *shape, device="meta")
+    for layer in block:
+        if x.dim() != MAXIMA.get(type(layer), x.dim() - 2) + 2:
+            return False
+        x = layer(x)
+    return True
 
 
 class ConvolvedLayer:

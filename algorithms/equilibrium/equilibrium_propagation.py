@@ -45,12 +45,13 @@ SMALLEST = 1e-4  # β
 class EquilibriumPropagation(GradientRule):
     """The difference between two or more equilibria stands for the backward pass.
 
-    Stores during a step: of every hidden unit s*, δ and its activity in the phase that runs, which is one number (for
-    N = 1 it becomes δ), with N > 2 two, and two more where max-pooling makes it, which are its winner; longer T1 and T2
+    Stores during a step: of every hidden unit s*, δ and its activity in the phase that runs, which is one number (for N
+    = 1 it becomes δ), with N > 2 two, and two more where max-pooling makes it, which are its winner; longer T1 and T2
     and more phases take no more. Beside them what the input does to the first layer, and what one layer needs: with
-    homeostasis two matrices like its weights. No graph, but of average pooling alone. T1 and T2 cost time, T1 in
-    inference too, which settles: a sweep is a pass forward and one back through all hidden blocks but the first, and
-    with a nudge through the output block. A complex phase has twice as many products, and is for two.
+    homeostasis two matrices like its weights. No graph, but of average pooling and of a read-out that is not dense. T1
+    and T2 cost time, T1 in inference too, which settles: a sweep is a pass forward and one back through all hidden
+    blocks but the first, and with a nudge through the output block. A complex phase has twice as many products, and is
+    for two.
 
     Departs from the paper: the layers are the user's, with their ReLU or tanh (its sigmoid, 1/(1 + exp(2 − 4u)), is a
     tanh shifted and scaled), and the output block reads them without a softmax layer of its own before it. The feedback

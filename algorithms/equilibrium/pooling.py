@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..graph import pullback
 
-MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d)
+MAXIMA = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3, nn.AdaptiveMaxPool2d: 2}  # and the sides of their maps
 MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 
 
@@ -53,7 +53,7 @@ class Pooling:
 
     def _first(self, layer: nn.Module, x: Tensor) -> Tensor:
         winners = None
-        if isinstance(layer, MAXIMA):
+        if type(layer) in MAXIMA:
             layer = copy.copy(layer)
             layer.return_indices = True
             a, winners = layer(x)

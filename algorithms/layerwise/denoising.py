@@ -141,7 +141,7 @@ def applied(params: Tensors, name: str, x: Tensor) -> Tensor:
 
 
 def label_layer(classes: int, size: int) -> Tensors:
-    """Return the layer "label" that reads the class from z_T; of 0 at first, so that it soon tells like from unlike."""
+    """Return the layer "label" that reads the class where z ends; of 0 at first: so it soon tells like from unlike."""
     return {"label.weight": torch.zeros(classes, size), "label.bias": torch.zeros(classes)}
 
 

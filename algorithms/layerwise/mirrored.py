@@ -53,7 +53,8 @@ def mirrors(net: Network) -> list[Mirror]:
     for i, mirror in enumerate(found):
         if mirror is None:
             raise RuleError(
-                f"counter-current mirrors dense layers and plain convolutions, and block {i} is"
+                f"counter-current mirrors dense layers and 2-d convolutions of odd kernels without groups, with an"
+                f" activation of model.activation and one max-pooling at most, and block {i} is"
                 f" {describe(net.blocks[i])}: use --model mlp, lenet or cnn, or mono-forward for this model"
             )
     return found

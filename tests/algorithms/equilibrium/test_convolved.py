@@ -413,8 +413,16 @@ def test_refusals_name_the_remedy():
         below_a_readout([convolution]),
         below_a_readout([convolution, nn.Tanh(), nn.AvgPool2d(2)]),
         below_a_readout([nn.Tanh(), convolution]),
+        Network(
+            nn.Sequential(
+                nn.Sequential(nn.Flatten(), nn.Linear(60, 8), nn.MaxPool1d(2), nn.Tanh()),
+                nn.Sequential(nn.Linear(4, 3)),
+            ),
+            IMAGE,
+            3,
+        ),
     ):
-        with pytest.raises(RuleError, match="average pooling goes before the activation and norms out, or use mlp"):
+        with pytest.raises(RuleError, match="no norm, average pooling before the activation, and max-pooling of maps"):
             TIED.check(net)
     second = [nn.Conv2d(4, 4, 1), nn.Tanh()]
     for pooling in (nn.AdaptiveMaxPool2d(2), nn.AvgPool2d(2)):

@@ -303,7 +303,6 @@ def test_convolutions_read_nine_digits_in_ten(settings):
         for rows in train[torch.from_numpy(rng.permutation(len(train)))].split(16):
             step(rule, net, state, Batch(x[rows], y[rows], torch.ones(len(rows))), lr)
     accuracy = float((rule.logits(net, state, x[test]).argmax(1) == y[test]).float().mean())
-    print(f"{accuracy:.3f}")
     assert accuracy > 0.9
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from cases import NETS, SHAPE, assert_close, batch, network
-from denoised import EMBEDDINGS
+from denoised import EMBEDDINGS, unlike
 from fedforward.algorithms import Network, RuleError
 from fedforward.algorithms.layerwise.denoising import Denoiser, chance, noised, onward
 from fedforward.algorithms.layerwise.no_prop import NoProp, cosine
@@ -96,7 +96,8 @@ def test_a_prototype_is_seen_through_hidden_blocks_of_its_own():
 def test_inference_is_a_function_of_the_model_and_of_each_sample_alone(rule, embedding):
     net, own = network("mlp"), rule(embedding=embedding, steps=3)
     state, x = own.init(net, 1), torch.rand(6, *SHAPE)
-    state.params.update({key: torch.rand_like(p) - 0.5 for key, p in state.params.items() if key.startswith("label")})
+    for key in [key for key in state.params if key.startswith("label")]:
+        unlike(state, key)
     whole = own.logits(net, state, x)
     assert_close({"": torch.cat([own.logits(net, state, one) for one in x.split(1)])}, {"": whole}, atol=1e-5)
     assert whole.std(0).min() > 0

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from cases import CLASSES, assert_close, batch, copied, descent, double, leaves, network, nonuniform, step
-from denoised import EMBEDDINGS, NETS, SMALL, at_the_ends, embeddings, gradients, guessed, onward, train
+from denoised import EMBEDDINGS, NETS, SMALL, at_the_ends, embeddings, gradients, guessed, onward, train, unlike
 from fedforward.algorithms import Batch, Network
 from fedforward.algorithms.layerwise.no_prop import NoProp
 from fedforward.algorithms.models import mlp
@@ -48,7 +48,7 @@ def losses(net, params, b, eta=0.1):
 def test_one_step_subtracts_the_gradient_of_the_whole_loss(name, embedding):
     rule, net = replace(RULE, embedding=embedding, eta=0.3), network(name)
     state, b = double(rule.init(net, seed=1)), nonuniform(batch(rule, 5))
-    state.params["label.weight"].add_(torch.rand_like(state.params["label.weight"]))
+    unlike(state, "label.weight")
     params = leaves(state.params)
     each = losses(net, params, b, 0.3)
     truth = gradients(each.dot(b.weight) / b.weight.sum(), params)
@@ -64,7 +64,7 @@ def test_one_step_subtracts_the_gradient_of_the_whole_loss(name, embedding):
 def test_inference_goes_block_after_block_from_the_mean(embedding):
     rule, net = replace(RULE, embedding=embedding), network("lenet")
     state, b = double(rule.init(net, seed=1)), batch(rule)
-    state.params["label.weight"].add_(torch.rand_like(state.params["label.weight"]))
+    unlike(state, "label.weight")
     z = torch.zeros(6, rule.size(net), dtype=torch.float64)
     for t in (1, 2, 3):
         z = onward(z, guessed(net, own(state.params, t), b.x, z), LEVELS[t - 1], LEVELS[t])

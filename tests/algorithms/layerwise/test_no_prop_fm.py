@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import assert_close, batch, copied, descent, double, leaves, network, nonuniform, step
-from denoised import EMBEDDINGS, NETS, SMALL, embeddings, gradients, output, train
+from denoised import EMBEDDINGS, NETS, SMALL, embeddings, gradients, output, train, unlike
 from fedforward.algorithms.layerwise import no_prop_fm
 from fedforward.algorithms.layerwise.denoising import chance
 from fedforward.algorithms.layerwise.no_prop_fm import NoPropFM
@@ -41,7 +41,7 @@ def test_one_step_subtracts_the_gradient_of_the_whole_loss(name, embedding):
     rule, net = replace(RULE, embedding=embedding, sigma=0.4), network(name)
     state, b = double(rule.init(net, seed=1)), nonuniform(batch(rule, 5))
     for key in state.params.keys() & {"label.weight"}:
-        state.params[key].add_(torch.rand_like(state.params[key]))
+        unlike(state, key)
     params = leaves(state.params)
     each = losses(net, params, b, 0.4)
     truth = gradients(each.dot(b.weight) / b.weight.sum(), params)
