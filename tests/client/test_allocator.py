@@ -13,6 +13,7 @@ import math
 import pytest
 import torch
 from fedforward.algorithms import RULES, Batch, ForwardForward
+from fedforward.algorithms.layerwise.modules import Isolated
 from fedforward.algorithms.seeds import Place
 from fedforward.client.memory import PeakMemory
 from fedforward.client.step import residents, take_step
@@ -34,15 +35,18 @@ def allocated(work):
     return peak, live
 
 
-def columns(net, rows):
+def columns(rule, net, rows):
     """Return the bytes of the largest unfolded input of a convolution, and its bias beside it."""
-    sizes, x = [0], (1, *net.shape)
-    for block in net.blocks:
-        for layer in block:
+    modules = rule.modules(net) if isinstance(rule, Isolated) else ()
+    sizes = [0]
+    for each in (net, *(auxiliary.net for module in modules for auxiliary in module.auxiliaries.values())):
+        x = (1, *each.shape)
+        for layer in (layer for block in each.blocks for layer in block):
+            a = layer(torch.empty(x, device="meta"))
             if isinstance(layer, torch.nn.Conv2d):
-                unfolded = layer.in_channels * math.prod(layer.kernel_size) * math.prod(x[2:])  # stride 1, same size
+                unfolded = layer.in_channels * math.prod(layer.kernel_size) * math.prod(a.shape[2:])
                 sizes.append(F32 * (unfolded * (rows if rows < 16 else 1) + layer.out_channels))
-            x = layer(torch.empty(x, device="meta")).shape
+            x = a.shape
     return max(sizes)
 
 
@@ -62,6 +66,6 @@ def test_the_allocator_agrees_with_the_meter(rule, model, size):
     assert left == 0
     rows = 2 * size if isinstance(rule, ForwardForward) else size  # true and wrong labels
     drawing = rule.name == "forward-gradient" and size == 1  # its peak, where NumPy has bits that the meter counts
-    assert (-rule.chunk if drawing else 0) <= unseen <= max(NUMBERS, columns(net, rows))
+    assert (-rule.chunk if drawing else 0) <= unseen <= max(NUMBERS, columns(rule, net, rows))
     if model == "mlp":
         assert unseen <= NUMBERS

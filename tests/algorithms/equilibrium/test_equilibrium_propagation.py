@@ -363,11 +363,12 @@ def test_a_layer_without_bias_learns():
 def test_refusals_name_the_remedy():
     for net in (
         Network(lambda: mlp(SHAPE, CLASSES, hidden=()), SHAPE, CLASSES),
-        network("mlp-gelu"),
         Network(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3), torch.nn.Tanh()), (6,), 3),
     ):
         with pytest.raises(RuleError, match="use mlp"):
             OWN.check(net)
+    with pytest.raises(RuleError, match=r"block 0 \(flatten-linear-gelu\) is no such: use model\.activation=tanh"):
+        OWN.check(network("mlp-gelu"))
     with pytest.raises(RuleError, match=r"use model\.activation=tanh or rule\.phases=2"):
         replace(OWN, phases=4).check(network("mlp"))
     with pytest.raises(RuleError, match="use own or tied"):
