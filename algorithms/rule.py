@@ -7,7 +7,8 @@ A rule is a frozen dataclass of its hyper-parameters and holds no tensor. Tensor
     step(net, state, batch, lr)  -> Stats    learn from one minibatch, in place
     logits(net, state, x)        -> Tensor   the rule's own way of inference
 
-`step` and `logits` work in the accuracy of the state that they are given: tests and diagnoses ask for float64.
+`step` and `logits` work in the accuracy of the state that they are given: tests and diagnoses ask for float64. A rule
+whose clients answer with a few numbers instead of weights keeps more, which `scalar_rule` says.
 """
 
 from __future__ import annotations

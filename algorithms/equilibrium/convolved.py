@@ -2,10 +2,9 @@
 
 A block is f(A(x)), with A: [Flatten, pooling] a weighted layer W x + b (a convolution or dense) [pooling]. f may stand
 before max-pooling too, for it grows with its argument: the largest f(z) is f of the largest z. Which input passes a
-window of max-pooling is decided once, by what goes up first, and held: chosen anew in every
-sweep, winners that are led back what lowers them would take turns with the second best and never settle. So A is linear
-but for b, of complex numbers too. With a matrix M in place of W, A[M] x its part that is linear, and Aᵀ[M] s the same
-transposed,
+window of max-pooling is decided once, by what goes up first, and held: chosen anew in every sweep, winners that are led
+back what lowers them would take turns with the second best and never settle. So A is linear but for b, of complex
+numbers too. With a matrix M in place of W, A[M] x its part that is linear, and Aᵀ[M] s the same transposed,
 
     what s leads back     Aᵀ[B] s                           from the pooled map to the winners, and back through B
     dW, db                of Σ δ · A(x)                     dB of Σ s · A[B] dx

@@ -2,7 +2,7 @@
 
 A page holds the claim and its source, the published test accuracy, in what our setting differs, and an experiment: all
 samples on one client ("central"), and the same on ten, IID, each in a tenth of the batch and so in as many steps
-("federated"; a table of that name changes what it names, also that, and `lines` says so if there is one of the two
+("federated"; a table of that name changes what it names, the batch too, and `lines` says so if there is one of the two
 alone). A page is named after its rule, and further ones of it after the data too. Lines are recorded runs: ours is the
 last accuracy in the run database, never a number in a file.
 """

@@ -13,7 +13,8 @@ from fedforward.algorithms import Batch, EquilibriumPropagation, Network, RuleEr
 from fedforward.algorithms.models import cnn
 from fedforward.client.memory import PeakMemory
 from fedforward.client.plan import Planner
-from fedforward.client.step import accumulators, residents, take_step
+from fedforward.client.step import residents, take_step
+from matrices import as_matrices
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -59,72 +60,6 @@ def net_of(name):
 
 
 # ---- The equations -------------------------------------------------------------------------------------------------
-
-
-def convolution(layer, weight, shape):
-    """Return the matrix of a convolution of samples of a shape, by loops over places, and the shape that it makes."""
-    (c, h, w), (o, _, kh, kw) = shape, weight.shape
-    high = (h + 2 * layer.padding[0] - kh) // layer.stride[0] + 1
-    wide = (w + 2 * layer.padding[1] - kw) // layer.stride[1] + 1
-    rows, columns, read = [], [], []
-    for out in range(o * high * wide):
-        to, (y, x) = out // (high * wide), divmod(out % (high * wide), wide)
-        for at in range(c * kh * kw):
-            of, (ky, kx) = at // (kh * kw), divmod(at % (kh * kw), kw)
-            v, u = y * layer.stride[0] + ky - layer.padding[0], x * layer.stride[1] + kx - layer.padding[1]
-            if 0 <= v < h and 0 <= u < w:
-                rows.append(out)
-                columns.append((of * h + v) * w + u)
-                read.append(to * c * kh * kw + at)
-    matrix = weight.new_zeros(o * high * wide, c * h * w)
-    return matrix.index_put((torch.tensor(rows), torch.tensor(columns)), weight.flatten()[read]), (o, high, wide)
-
-
-def pooling(layer, z, shape):
-    """Return the matrix of pooling the vector z of a shape, by loops over windows, and the shape that it makes."""
-    c, h, w = shape
-    size = (h, w) if isinstance(layer, nn.AdaptiveAvgPool2d) else layer.kernel_size
-    kh, kw = size if isinstance(size, tuple) else (size, size)
-    high, wide = h // kh, w // kw
-    matrix = z.new_zeros(c * high * wide, c * h * w)
-    for out in range(len(matrix)):
-        of, (y, x) = out // (high * wide), divmod(out % (high * wide), wide)
-        window = [(of * h + y * kh + v) * w + x * kw + u for v in range(kh) for u in range(kw)]
-        if isinstance(layer, nn.MaxPool2d):
-            matrix[out, window[int(z[window].argmax())]] = 1
-        else:
-            matrix[out, window] = 1 / (kh * kw)
-    return matrix, (c, high, wide)
-
-
-def as_matrices(net, params, x):
-    """Return M_l, c_l, M_l with B_l in place of W_l, and f of each block, M s + c its map, as one sample passes."""
-    ups, biases, backs, bends, s, shape = [], [], [], [], x.flatten(), net.shape
-    for i, block in enumerate(net.blocks):
-        up = back = torch.eye(len(s), dtype=s.dtype)
-        bias, f = torch.zeros_like(s), lambda u: u
-        for name, layer in block.named_children():
-            if isinstance(layer, (nn.ReLU, nn.Tanh)):
-                f = {nn.ReLU: torch.relu, nn.Tanh: torch.tanh}[type(layer)]
-                continue
-            if isinstance(layer, nn.Flatten):
-                continue
-            w = params.get(f"{i}.{name}.weight")
-            b = params.get(f"{i}.{name}.bias", torch.zeros(1, dtype=s.dtype))
-            if isinstance(layer, nn.Linear):
-                step, returning, added, shape = w, params.get(f"{i}.back", w), b, (len(w),)
-            elif isinstance(layer, nn.Conv2d):
-                returning, _ = convolution(layer, params.get(f"{i}.back", w), shape)
-                step, shape = convolution(layer, w, shape)
-                added = b.expand(len(w)).repeat_interleave(shape[1] * shape[2])
-            else:
-                step, shape = pooling(layer, up @ s + bias, shape)
-                returning, added = step, 0
-            up, back, bias = step @ up, returning @ back, step @ bias + added
-        for row, made in ((ups, up), (biases, bias), (backs, back), (bends, f)):
-            row.append(made)
-        s = f(up @ s + bias)
-    return ups, biases, backs, bends
 
 
 def swept(rule, maps, x, target, s, beta, order):
@@ -268,19 +203,6 @@ MAPS = partial(cnn, SHAPE, CLASSES, channels=(4, 6), activation="tanh")
 @cache
 def maps():
     return Network(MAPS, SHAPE, CLASSES)
-
-
-@pytest.mark.parametrize("rule", [OWN, TIED, replace(OWN, phases=4)], ids=repr)
-def test_the_parts_of_a_batch_add_up(rule):
-    net = maps()
-    whole, split = (double(rule.init(net, seed=1)) for _ in range(2))
-    split = split._replace(gradients=accumulators(rule, split.params))
-    b = nonuniform(batch(rule, 7))
-    parts = [Batch(b.x[rows], b.y[rows], b.weight[rows], None, b.weight.sum()) for rows in (slice(0, 3), slice(3, 7))]
-    a, _ = take_step(rule, net, whole, [b], 0.3)
-    c, _ = take_step(rule, net, split, parts, 0.3)
-    assert_close(split.params, whole.params, atol=1e-12)
-    assert_close(c._asdict(), a._asdict(), atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", [replace(OWN, phases=4), replace(TIED, phases=3)], ids=repr)

@@ -10,7 +10,7 @@ from cases import CLASSES, SHAPE, assert_close, batch, copied, descent, double, 
 from cases import weighted_cross_entropy as cross_entropy
 from fedforward.algorithms import Batch, Network, RuleError, State
 from fedforward.algorithms.equilibrium.equilibrium_propagation import EquilibriumPropagation
-from fedforward.algorithms.models import mlp
+from fedforward.algorithms.models import cnn, mlp
 from fedforward.client.memory import PeakMemory
 from fedforward.client.plan import Planner
 from fedforward.client.step import accumulators, residents, take_step
@@ -251,9 +251,12 @@ def test_a_nudge_reaches_the_first_layer_in_its_first_sweep():
     assert all(g.abs().max() > 1e-9 for g in found.values())
 
 
+MAPS = Network(lambda: cnn(SHAPE, CLASSES, channels=(4, 6), activation="tanh"), SHAPE, CLASSES)
+
+
+@pytest.mark.parametrize("net", [network("mlp-tanh"), MAPS], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("rule", [OWN, TIED, replace(OWN, phases=4)], ids=repr)
-def test_the_parts_of_a_batch_add_up(rule):
-    net = network("mlp-tanh")
+def test_the_parts_of_a_batch_add_up(rule, net):
     whole, split = (double(rule.init(net, seed=1)) for _ in range(2))
     split = split._replace(gradients=accumulators(rule, split.params))
     b = nonuniform(batch(rule, 7))
